@@ -1,0 +1,90 @@
+"""The tensor stages of the loop. Shape suffixes, here and in `ops`, `models`, `trainers`:
+
+B sequences (rows), T tokens of the longest row, A = T - 1 action positions: position a
+predicts token a + 1, so `action_BA[b, a]` says that token `a + 1` of row b was sampled.
+Rows are padded on the right; causal attention then never sees the padding.
+Float columns are float32, finite on actions and exactly zero elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from openrlhf_ext.types import RolloutKey
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """Padded rollouts of one step, on the CPU."""
+
+    keys: tuple[RolloutKey, ...]
+    tokens_BT: Tensor  # int64
+    lengths_B: Tensor  # int64, number of real tokens of each row
+    action_BA: Tensor  # bool
+    sampler_logp_BA: Tensor  # float32, the sampler's own log-probs
+
+    @property
+    def rows(self) -> int:
+        return self.tokens_BT.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """What the models said about a TokenBatch (None: not needed in this configuration)."""
+
+    old_logp_BA: Tensor | None = None
+    ref_logp_BA: Tensor | None = None
+    values_BA: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """A TokenBatch with all that the update needs.
+
+    `columns` are (B, A) float tensors by name: `advantages` and `returns` always,
+    `old_logp`, `ref_logp`, `sampler_logp`, `values` where the objective reads them.
+    """
+
+    batch: TokenBatch
+    columns: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Some rows, cut to their own longest length. `rows` are their indices in the batch.
+
+    A dummy (see `is_dummy`) keeps ranks in step under ZeRO-3: it has rows of tokens but no
+    actions, so its loss and gradient are exactly zero.
+    """
+
+    rows: tuple[int, ...]
+    tokens_BT: Tensor
+    lengths_B: Tensor
+    action_BA: Tensor
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def is_dummy(self) -> bool:
+        return not self.rows
+
+
+@dataclass(frozen=True, slots=True)
+class Denominators:
+    """Global over the whole optimizer step (all ranks, all micro-batches), computed once by the splitter."""
+
+    tokens: float  # action tokens
+    sequences: float  # rows with at least one action
+
+
+@dataclass(frozen=True, slots=True)
+class TrainShard:
+    """One rank's part of one optimizer step. Every rank has the same number of micro-batches."""
+
+    micro_batches: tuple[MicroBatch, ...]
+    denominators: Denominators
+
+
+OptimizerStep = tuple[TrainShard, ...]  # one shard per rank

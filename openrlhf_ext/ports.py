@@ -1,0 +1,140 @@
+"""The whole contract between the algorithms and the machinery.
+
+The drivers in `trainers/` speak to these Protocols only; `cluster/` implements them on Ray,
+`tests/driver` in memory. `TrainEngine` is what one rank of a worker group runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from openrlhf_ext.batch.types import Denominators, MicroBatch, OptimizerStep, TokenBatch
+from openrlhf_ext.types import Prompt, Report, Rollout, Sampling, Score, ScoreFailure
+
+
+class Generator(Protocol):
+    """Samples from the policy."""
+
+    @property
+    def version(self) -> int:
+        """The weight version that the next tokens are sampled with."""
+        ...
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
+        """`sampling.n` rollouts of each prompt, in the order of the prompts and samples.
+
+        The same prompts, sampling and weights give the same tokens, however the requests
+        are spread over engines.
+        """
+        ...
+
+
+class RewardFn(Protocol):
+    """Scores groups: the siblings of one prompt are the unit, a batch of them is one call."""
+
+    def score(self, groups: Sequence[tuple[Prompt, Sequence[Rollout]]]) -> list[list[Score] | ScoreFailure]:
+        """For each group its scores in order, or why the group could not be scored.
+
+        Under `on_error abort` a failure raises RewardError instead.
+        """
+        ...
+
+
+class LogprobRole(Protocol):
+    """A frozen model that knows log-probabilities (the reference)."""
+
+    def logprobs(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
+        """(B, A) float32 on the CPU; zero where `batch.action_BA` is False."""
+        ...
+
+
+class PolicyRole(LogprobRole, Protocol):
+    """The model in training."""
+
+    @property
+    def ranks(self) -> int:
+        """How many shards an optimizer step must have."""
+        ...
+
+    def update(self, steps: Sequence[OptimizerStep]) -> Report:
+        """Take these optimizer steps in order; the report is merged over steps and ranks."""
+        ...
+
+    def publish(self, version: int) -> Report:
+        """Give the engines the present weights; the generator's version is `version` afterwards."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Weights, optimizer, scheduler and RNG of every rank, resumable bit for bit."""
+        ...
+
+    def load(self, folder: Path) -> None: ...
+
+    def export(self, folder: Path) -> None:
+        """A Hugging Face folder (safetensors, config, tokenizer)."""
+        ...
+
+
+class Tracker(Protocol):
+    """Where metrics go."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOutput:
+    """What a model says of a micro-batch: log-probs of its tokens, and entropies where asked for."""
+
+    logp_BA: Tensor  # float32, zero off actions, differentiable in training
+    entropy_BA: Tensor | None = None
+
+
+Objective = Callable[[ModelOutput, MicroBatch, Denominators], tuple[Tensor, Report]]
+"""A loss: already divided by the global denominators, so that shards simply add up."""
+
+
+class TrainEngine(Protocol):
+    """One rank of a model under some sharding."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world_size(self) -> int: ...
+
+    def forward(self, micro: MicroBatch, temperature: float = 1.0) -> Tensor:
+        """(B, A) log-probs without gradient, float32 on the CPU, zero off actions."""
+        ...
+
+    def forward_backward(self, micro: MicroBatch, objective: Objective, denominators: Denominators) -> Report:
+        """Accumulate the gradient of the objective (summed, not averaged, over micro-batches and ranks)."""
+        ...
+
+    def step(self) -> Report:
+        """Clip, take the optimizer step, advance the schedule; reports `grad_norm` and `lr`."""
+        ...
+
+    def save(self, folder: Path, client_state: Mapping[str, Any] | None = None) -> None: ...
+
+    def load(self, folder: Path) -> Mapping[str, Any]:
+        """Restore what `save` wrote; returns its client state. Raises DataError if it does not fit."""
+        ...
+
+    def export_weights(self, bucket_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
+        """Full weights under their Hugging Face names, in buckets of about that size.
+
+        Collective: every rank iterates to the end; only rank 0 gets the tensors (others get empty lists).
+        Tied weights are given once, under the name that the HF model's `state_dict` keeps first.
+        """
+        ...
+
+    def export(self, folder: Path) -> None:
+        """Write a Hugging Face folder (rank 0; collective)."""
+        ...

@@ -1,0 +1,170 @@
+"""The data that flows through the RL loop, as plain frozen values (no torch).
+
+Prompt -> Rollout x n -> ScoredRollout x n -> RolloutGroup; the tensor stages
+(TokenBatch, Signals, Experience, TrainShard) live in `openrlhf_ext.batch`.
+Nothing is ever recovered by position or by prompt text: a rollout is known by
+`(prompt_id, sample)`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+class RolloutKey(NamedTuple):
+    """What names one rollout within a step."""
+
+    prompt_id: str
+    sample: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt, tokenized. `id` is unique in its data set and stable over epochs and restarts."""
+
+    id: str
+    token_ids: tuple[int, ...]
+    text: str
+    label: Any = None
+    source: str = "default"
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled answer: prompt and response tokens as one sequence of T tokens.
+
+    `action_mask[t]` says that token t was sampled by the policy; `logprobs[t]` is the
+    sampler's log-probability of it (0.0 where it is not an action). `versions` are the
+    lowest and highest weight versions that sampled its tokens.
+    """
+
+    prompt_id: str
+    sample: int
+    token_ids: tuple[int, ...]
+    action_mask: tuple[bool, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    finish_reason: FinishReason
+    versions: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        assert len(self.token_ids) == len(self.action_mask) == len(self.logprobs), "unequal lengths"
+        assert self.token_ids and not self.action_mask[0], "the prompt is never an action"
+
+    @property
+    def key(self) -> RolloutKey:
+        return RolloutKey(self.prompt_id, self.sample)
+
+    @property
+    def response_length(self) -> int:
+        return sum(self.action_mask)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A finite reward with its named parts; `filter_value` is what dynamic filtering looks at."""
+
+    value: float
+    parts: Mapping[str, float] = field(default_factory=dict)
+    filter_value: float | None = None
+
+    def __post_init__(self) -> None:
+        assert math.isfinite(self.value), "a reward is finite"
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreFailure:
+    """Why a group could not be scored (after retries). Typed and counted, never a silent zero."""
+
+    reason: Literal["exception", "timeout", "not_finite", "wrong_length", "wrong_type", "crashed"]
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRollout:
+    rollout: Rollout
+    score: Score
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutGroup:
+    """The n scored samples of one prompt."""
+
+    prompt: Prompt
+    members: tuple[ScoredRollout, ...]
+
+    def __post_init__(self) -> None:
+        assert all(m.rollout.prompt_id == self.prompt.id for m in self.members), "a stranger in the group"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample. `seed` belongs to the step; each request's own is `derive_seed(seed, id, sample)`."""
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    min_p: float = 0.0
+    max_new_tokens: int = 1024
+    max_total_tokens: int | None = None  # prompt and response together
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed that depends on all parts and on nothing else (run seed, step, prompt id, sample)."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+Reduction = Literal["mean", "sum", "max", "min", "last"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric that knows how to be merged: over micro-batches, ranks and optimizer steps.
+
+    For `mean`, `total / weight` is the value; for `sum` the total; for `max`, `min`, `last`
+    the total is the value itself.
+    """
+
+    total: float
+    weight: float = 1.0
+    reduction: Reduction = "mean"
+
+    @property
+    def value(self) -> float:
+        if self.reduction != "mean":
+            return self.total
+        return self.total / self.weight if self.weight else math.nan
+
+    def merge(self, other: Metric) -> Metric:
+        assert self.reduction == other.reduction, "one metric, one reduction"
+        if self.reduction in ("mean", "sum"):
+            return Metric(self.total + other.total, self.weight + other.weight, self.reduction)
+        total = {"max": max, "min": min}.get(self.reduction, lambda _, b: b)(self.total, other.total)
+        return Metric(total, self.weight + other.weight, self.reduction)
+
+
+Report = Mapping[str, Metric]
+
+
+def merge_reports(reports: Iterable[Report]) -> dict[str, Metric]:
+    """Merge reports key by key, in order (the order matters for `last` only)."""
+    merged: dict[str, Metric] = {}
+    for report in reports:
+        for name, metric in report.items():
+            merged[name] = merged[name].merge(metric) if name in merged else metric
+    return merged
+
+
+def mean_metric(values: Sequence[float]) -> Metric:
+    return Metric(float(sum(values)), float(len(values)), "mean")
