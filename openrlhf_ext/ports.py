@@ -6,7 +6,7 @@ The drivers in `trainers/` speak to these Protocols only; `cluster/` implements 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -96,8 +96,22 @@ class ModelOutput:
     entropy_BA: Tensor | None = None
 
 
-Objective = Callable[[ModelOutput, MicroBatch, Denominators], tuple[Tensor, Report]]
-"""A loss: already divided by the global denominators, so that shards simply add up."""
+class Objective(Protocol):
+    """A loss, as a picklable value: the driver makes it, the ranks run it."""
+
+    @property
+    def temperature(self) -> float:
+        """What the logits are divided by before log-probs and entropies are taken."""
+        ...
+
+    @property
+    def needs_entropy(self) -> bool:
+        """Whether it reads `ModelOutput.entropy_BA`."""
+        ...
+
+    def __call__(self, output: ModelOutput, micro: MicroBatch, denominators: Denominators) -> tuple[Tensor, Report]:
+        """The loss, already divided by the global denominators, so that shards simply add up."""
+        ...
 
 
 class TrainEngine(Protocol):
@@ -130,8 +144,8 @@ class TrainEngine(Protocol):
     def export_weights(self, bucket_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
         """Full weights under their Hugging Face names, in buckets of about that size.
 
-        Collective: every rank iterates to the end; only rank 0 gets the tensors (others get empty lists).
-        Tied weights are given once, under the name that the HF model's `state_dict` keeps first.
+        Collective: every rank iterates to the end and sees the full tensors, valid until the next
+        bucket. Tied weights are given once (the embedding's name, not the head's).
         """
         ...
 

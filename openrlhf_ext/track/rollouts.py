@@ -1,0 +1,163 @@
+"""Every rollout of every step on disk: one parquet file per step, readable back as groups.
+
+One row per rollout, the columns as in `_SCHEMA`. Rollouts of a group that could not be scored are
+kept too, with an empty `reward` and the reason in `failure`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from openrlhf_ext.errors import DataError
+from openrlhf_ext.track.files import sync_folder
+from openrlhf_ext.types import Prompt, Rollout, RolloutGroup, Score, ScoredRollout, ScoreFailure
+
+_SCHEMA = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("epoch", pa.int64()),
+        ("prompt_id", pa.string()),
+        ("sample", pa.int32()),
+        ("source", pa.string()),
+        ("prompt", pa.string()),
+        ("response", pa.string()),
+        ("label", pa.string()),  # JSON
+        ("meta", pa.string()),  # JSON
+        ("prompt_tokens", pa.int32()),  # how many of token_ids are the prompt's
+        ("token_ids", pa.list_(pa.int32())),
+        ("action_mask", pa.list_(pa.bool_())),
+        ("logprobs", pa.list_(pa.float32())),  # the sampler's, 0 off actions
+        ("reward", pa.float64()),
+        ("filter_value", pa.float64()),
+        ("parts", pa.map_(pa.string(), pa.float64())),
+        ("failure", pa.string()),
+        ("finish_reason", pa.string()),
+        ("version_min", pa.int64()),
+        ("version_max", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FailedGroup:
+    """A group without scores: its rollouts and why."""
+
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+    failure: ScoreFailure
+
+
+def rollout_path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}.parquet"
+
+
+def write_rollouts(
+    folder: Path, step: int, epoch: int, groups: Sequence[RolloutGroup], failed: Sequence[FailedGroup] = ()
+) -> Path:
+    """Write the rollouts of one step; the file is there completely or not at all.
+
+    Raises DataError where a label or a prompt's meta data is not a JSON value.
+    """
+    rows = [
+        _row(step, epoch, group.prompt, member.rollout, member.score, None)
+        for group in groups
+        for member in group.members
+    ]
+    rows += [
+        _row(step, epoch, group.prompt, rollout, None, group.failure) for group in failed for rollout in group.rollouts
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = rollout_path(folder, step)
+    partial = path.with_name(f".{path.name}.partial")
+    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), partial, compression="zstd")
+    partial.replace(path)
+    sync_folder(folder)
+    return path
+
+
+def read_rollouts(path: Path) -> list[RolloutGroup]:
+    """The scored groups of one step, in the order and with the values that were written.
+
+    Raises DataError where the file is missing or is not a rollout file.
+    """
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path} cannot be read as rollouts ({error}); give a file that a run wrote.") from error
+    missing = [name for name in _SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise DataError(f"{path} has no column {', '.join(missing)}; give a rollout file that a run wrote.")
+    members: dict[str, list[ScoredRollout]] = {}
+    prompts: dict[str, Prompt] = {}
+    for row in table.to_pylist():
+        if row["reward"] is None:
+            continue
+        prompts.setdefault(row["prompt_id"], _prompt(row))
+        score = Score(row["reward"], dict(row["parts"]), row["filter_value"])
+        members.setdefault(row["prompt_id"], []).append(ScoredRollout(_rollout(row), score))
+    return [RolloutGroup(prompt, tuple(members[prompt_id])) for prompt_id, prompt in prompts.items()]
+
+
+def _row(
+    step: int, epoch: int, prompt: Prompt, rollout: Rollout, score: Score | None, failure: ScoreFailure | None
+) -> dict[str, Any]:
+    return {
+        "step": step,
+        "epoch": epoch,
+        "prompt_id": prompt.id,
+        "sample": rollout.sample,
+        "source": prompt.source,
+        "prompt": prompt.text,
+        "response": rollout.text,
+        "label": _json(prompt.label, prompt.id, "label"),
+        "meta": _json(dict(prompt.meta), prompt.id, "meta"),
+        "prompt_tokens": len(prompt.token_ids),
+        "token_ids": rollout.token_ids,
+        "action_mask": rollout.action_mask,
+        "logprobs": rollout.logprobs,
+        "reward": None if score is None else score.value,
+        "filter_value": None if score is None else score.filter_value,
+        "parts": [] if score is None else list(score.parts.items()),
+        "failure": None if failure is None else f"{failure.reason}: {failure.detail}",
+        "finish_reason": rollout.finish_reason,
+        "version_min": rollout.versions[0],
+        "version_max": rollout.versions[1],
+    }
+
+
+def _json(value: Any, prompt_id: str, what: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except TypeError as error:
+        raise DataError(f"The {what} of prompt {prompt_id} is not a JSON value ({error}); convert it first.") from error
+
+
+def _prompt(row: Mapping[str, Any]) -> Prompt:
+    return Prompt(
+        id=row["prompt_id"],
+        token_ids=tuple(row["token_ids"][: row["prompt_tokens"]]),
+        text=row["prompt"],
+        label=json.loads(row["label"]),
+        source=row["source"],
+        meta=json.loads(row["meta"]),
+    )
+
+
+def _rollout(row: Mapping[str, Any]) -> Rollout:
+    return Rollout(
+        prompt_id=row["prompt_id"],
+        sample=row["sample"],
+        token_ids=tuple(row["token_ids"]),
+        action_mask=tuple(row["action_mask"]),
+        logprobs=tuple(row["logprobs"]),
+        text=row["response"],
+        finish_reason=row["finish_reason"],
+        versions=(row["version_min"], row["version_max"]),
+    )
