@@ -1,0 +1,123 @@
+"""From a batch to what each rank runs: inference shards and optimizer steps.
+
+The denominators of the loss are computed here, once, over the whole optimizer step, so that any
+micro-batch size, rank count and packing give the same loss and gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from openrlhf_ext.batch.partition import Rows, SplitSettings, micro_batches
+from openrlhf_ext.batch.types import Denominators, Experience, MicroBatch, OptimizerStep, TokenBatch, TrainShard
+from openrlhf_ext.types import derive_seed
+
+
+def denominators(action_BA: Tensor) -> Denominators:
+    """What the losses of these rows are divided by; at least 1 each, so that a step without actions has loss 0."""
+    tokens = int(action_BA.sum())
+    sequences = int(action_BA.any(dim=1).sum())
+    return Denominators(tokens=float(max(tokens, 1)), sequences=float(max(sequences, 1)))
+
+
+def cut(batch: TokenBatch, columns: Mapping[str, Tensor], rows: Rows) -> MicroBatch:
+    """These rows of the batch and its columns, cut to their own longest length; no rows: a dummy."""
+    if not rows:
+        return _dummy(batch, columns)
+    index = torch.tensor(rows)
+    lengths_B = batch.lengths_B[index]
+    width = int(lengths_B.max())
+    return MicroBatch(
+        rows=rows,
+        tokens_BT=batch.tokens_BT[index, :width],
+        lengths_B=lengths_B,
+        action_BA=batch.action_BA[index, : width - 1],
+        columns={name: column[index, : width - 1] for name, column in columns.items()},
+    )
+
+
+def _dummy(batch: TokenBatch, columns: Mapping[str, Tensor]) -> MicroBatch:
+    """The first two tokens of the batch's shortest row, none of them an action: the cheapest forward there is."""
+    shortest = int(batch.lengths_B.argmin())
+    width = min(2, int(batch.lengths_B[shortest]))
+    return MicroBatch(
+        rows=(),
+        tokens_BT=batch.tokens_BT[shortest : shortest + 1, :width],
+        lengths_B=torch.tensor([width]),
+        action_BA=torch.zeros(1, width - 1, dtype=torch.bool),
+        columns={name: torch.zeros(1, width - 1, dtype=column.dtype) for name, column in columns.items()},
+    )
+
+
+def inference_split(batch: TokenBatch, settings: SplitSettings) -> list[list[MicroBatch]]:
+    """For each rank the micro-batches of a forward without gradient; `scatter_rows` is the inverse."""
+    plan = micro_batches(batch.lengths_B.tolist(), settings)
+    return [[cut(batch, {}, rows) for rows in rank] for rank in plan]
+
+
+def scatter_rows(micros: Iterable[MicroBatch], outputs: Iterable[Tensor], rows: int, width: int) -> Tensor:
+    """Put the (b, a) outputs of micro-batches back in their places of a (rows, width) tensor, zero elsewhere.
+
+    The micro-batches may come in any order and must hold every row exactly once; dummies are skipped.
+    """
+    result: Tensor | None = None
+    seen: list[int] = []
+    for micro, output in zip(micros, outputs, strict=True):
+        if micro.is_dummy:
+            continue
+        assert output.shape == micro.action_BA.shape, "an output is one number per action position"
+        if result is None:
+            result = output.new_zeros(rows, width)
+        result[torch.tensor(micro.rows), : output.shape[1]] = output
+        seen.extend(micro.rows)
+    assert result is not None and sorted(seen) == list(range(rows)), "every row exactly once"
+    return result
+
+
+def optimizer_step(experience: Experience, rows: Sequence[int], settings: SplitSettings) -> OptimizerStep:
+    """One optimizer step over these rows: a shard for each rank, all with the step's global denominators.
+
+    The order of `rows` does not matter.
+    """
+    batch = experience.batch
+    chosen = sorted(rows)
+    index = torch.tensor(chosen)
+    plan = micro_batches(batch.lengths_B[index].tolist(), settings)
+    total = denominators(batch.action_BA[index])
+    return tuple(
+        TrainShard(
+            micro_batches=tuple(cut(batch, experience.columns, tuple(chosen[i] for i in part)) for part in rank),
+            denominators=total,
+        )
+        for rank in plan
+    )
+
+
+def train_steps(
+    experience: Experience, settings: SplitSettings, *, batch_size: int, epochs: int = 1, seed: int
+) -> list[OptimizerStep]:
+    """All optimizer steps over the experience: `epochs` passes in steps of `batch_size` rows.
+
+    Each epoch visits every row once, in an order drawn from (seed, epoch); the last short step is
+    kept.
+    """
+    assert batch_size > 0 and epochs > 0
+    steps = (
+        epoch_rows[start : start + batch_size]
+        for epoch_rows in (_shuffled(experience.batch.rows, derive_seed(seed, "epoch", e)) for e in range(epochs))
+        for start in range(0, len(epoch_rows), batch_size)
+    )
+    return [optimizer_step(experience, rows, settings) for rows in steps]
+
+
+def _shuffled(n: int, seed: int) -> list[int]:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def all_micro_batches(step: OptimizerStep) -> Iterable[MicroBatch]:
+    """The micro-batches of all ranks, one rank after the other."""
+    return chain.from_iterable(shard.micro_batches for shard in step)
