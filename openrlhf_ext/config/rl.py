@@ -1,0 +1,261 @@
+"""The flags of `openrlhf-ext rl`, with the names, types and defaults of OpenRLHF 0.11.2's train_ppo_ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from openrlhf_ext.config.fields import declined, flag, planned, section
+from openrlhf_ext.config.sections import (
+    AdamSection,
+    DataFields,
+    DeviceSection,
+    EvalSection,
+    LoggerSection,
+    OptimizerFields,
+    RaySection,
+    RLCkptSection,
+    RLDsSection,
+    TrainFields,
+)
+
+AdvantageEstimator = Literal[
+    "gae", "reinforce", "rloo", "reinforce_baseline", "group_norm", "dr_grpo", "flash_reinforce"
+]
+KLEstimator = Literal["k1", "k2", "k3"]
+LossAggregation = Literal["token-mean", "seq-mean-token-mean"]
+
+CRITIC = planned("the critic")
+REWARD_MODEL = planned("the reward model role")
+ASYNC = planned("asynchronous training")
+IS_CORRECTION = planned("importance-sampling correction of the sampler's log-probs")
+FILTERING = planned("dynamic filtering")
+VISION = declined("vision-language training")
+EMA = declined("the moving average of weights")
+MOE_LOSS = declined("the mixture-of-experts balancing loss")
+
+
+@dataclass(frozen=True, slots=True)
+class ActorSection(OptimizerFields):
+    model_name_or_path: str | None = flag(None, "the policy: a Hugging Face folder or hub name", common=True)
+    num_nodes: int = flag(1, "machines the policy trains on")
+    num_gpus_per_node: int = flag(8, "ranks of the policy on each machine (on a CPU: processes)", common=True)
+    gradient_checkpointing_enable: bool = flag(False, "recompute activations in the backward pass", common=True)
+    gradient_checkpointing_reentrant: bool = flag(False, "the reentrant kind of it")
+    policy_loss_type: Literal["ppo", "gspo"] = flag(
+        "ppo", "policy loss", refused_values={"gspo": planned("the GSPO loss")}
+    )
+    loss_agg_mode: LossAggregation = flag(
+        "token-mean", "every token of the batch weighs the same, or every sequence does"
+    )
+    eps_clip: float = flag(0.2, "the probability ratio is clipped to 1 - eps .. 1 + eps")
+    eps_clip_low_high: tuple[float, float] | None = flag(None, "the two sides of the clip apart (not set: eps_clip)")
+    dual_clip: float | None = flag(None, "bound of the ratio where the advantage is negative (above 1)")
+    entropy_coef: float | None = flag(None, "weight of the entropy bonus (0: entropy is only logged)")
+    aux_loss_coef: float = flag(0.0, "weight of the balancing loss", refused=MOE_LOSS)
+    freeze_visual_encoder: bool = flag(False, "train the language model only", refused=VISION)
+
+
+@dataclass(frozen=True, slots=True)
+class CriticAdamSection(AdamSection):
+    lr: float = flag(9e-6, "learning rate", refused=CRITIC)
+    betas: tuple[float, float] = flag((0.9, 0.95), "decay of the first and second moment", refused=CRITIC)
+    eps: float = flag(1e-8, "added to the root of the second moment", refused=CRITIC)
+    weight_decay: float = flag(0.0, "decoupled weight decay (AdamW)", refused=CRITIC)
+
+
+@dataclass(frozen=True, slots=True)
+class CriticSection(OptimizerFields):
+    adam: AdamSection = section(CriticAdamSection, "AdamW")
+    lr_scheduler: str = flag("cosine_with_min_lr", "name of a learning-rate schedule", refused=CRITIC)
+    lr_warmup_ratio: float = flag(0.03, "part of the steps over which the rate rises", refused=CRITIC)
+    min_lr_ratio: float = flag(0.1, "lowest rate, as a part of the highest", refused=CRITIC)
+    max_norm: float = flag(1.0, "the gradient is scaled down to this norm", refused=CRITIC)
+    model_name_or_path: str | None = flag(None, "the model the critic starts from", refused=CRITIC)
+    num_nodes: int = flag(1, "machines the critic trains on", refused=CRITIC)
+    num_gpus_per_node: int = flag(8, "ranks of the critic on each machine", refused=CRITIC)
+    value_clip: float = flag(0.5, "clip of the value loss", refused=CRITIC)
+    freezing_steps: int = flag(-1, "steps in which only the critic learns", refused=CRITIC)
+    save_value_network: bool = flag(False, "export the critic too", refused=CRITIC)
+
+
+@dataclass(frozen=True, slots=True)
+class RefSection:
+    num_nodes: int = flag(1, "machines of the reference")
+    num_gpus_per_node: int = flag(8, "ranks of the reference on each machine (on a CPU: processes)", common=True)
+    offload: bool = flag(False, "keep the reference's parameters in host memory")
+
+
+@dataclass(frozen=True, slots=True)
+class RewardSection:
+    remote_url: str | None = flag(
+        None, "reward source: a Python file with reward_func, or a URL; several with commas", common=True
+    )
+    weights: tuple[float, ...] = flag((), "one weight for each source of remote_url (not set: 1 each)")
+    on_error: Literal["abort", "drop_group"] = flag(
+        "abort", "after the last retry: stop the run, or drop the prompt's group and count it"
+    )
+    timeout_s: float = flag(180.0, "seconds one call of a source may take")
+    max_retries: int = flag(2, "calls after the first that failed")
+    clip_range: tuple[float, float] = flag((-10.0, 10.0), "rewards are clipped to low .. high")
+    normalize_enable: bool = flag(False, "normalise a reward model's output", refused=REWARD_MODEL)
+    model_name_or_path: str | None = flag(None, "reward model", refused=REWARD_MODEL)
+    num_nodes: int = flag(1, "machines of the reward model", refused=REWARD_MODEL)
+    num_gpus_per_node: int = flag(8, "ranks of the reward model on each machine", refused=REWARD_MODEL)
+    offload: bool = flag(False, "keep the reward model in host memory", refused=REWARD_MODEL)
+    overlong_buffer_len: float | None = flag(
+        None, "tokens before the limit that are penalised", refused=planned("the overlong penalty")
+    )
+    overlong_penalty_factor: float = flag(
+        1.0, "weight of the overlong penalty", refused=planned("the overlong penalty")
+    )
+    stop_properly_penalty_coef: float | None = flag(
+        None, "penalty of an answer that was cut off", refused=planned("the stop-properly penalty")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class AdvantageSection:
+    estimator: AdvantageEstimator = flag(
+        "reinforce",
+        "how rewards become advantages",
+        common=True,
+        refused_values={
+            "gae": CRITIC,
+            "dr_grpo": planned("the dr_grpo estimator"),
+            "flash_reinforce": planned("the flash_reinforce estimator"),
+        },
+    )
+    gamma: float = flag(1.0, "discount of later rewards")
+    no_std_norm: bool = flag(False, "do not divide advantages by their standard deviation")
+    lambd: float = flag(1.0, "lambda of GAE", refused=CRITIC)
+    is_correction_level: Literal["off", "token", "seq"] = flag("off", "what is corrected", refused=IS_CORRECTION)
+    is_correction_mode: Literal["mask", "clip"] = flag("mask", "beyond the threshold", refused=IS_CORRECTION)
+    is_correction_gating: Literal["ratio", "binary_kl", "tv"] = flag("ratio", "what is compared", refused=IS_CORRECTION)
+    is_correction_threshold: tuple[float, ...] = flag((0.5, 5.0), "high, or low and high", refused=IS_CORRECTION)
+
+
+@dataclass(frozen=True, slots=True)
+class KLSection:
+    init_coef: float = flag(0.01, "weight of the KL to the reference (0: no reference model)", common=True)
+    estimator: KLEstimator = flag("k1", "estimator of the KL (Schulman 2020)", common=True)
+    use_loss: bool = flag(False, "add the KL to the loss instead of taking it from the reward", common=True)
+    target: float | None = flag(None, "adapt the weight towards this KL", refused=planned("the adaptive KL weight"))
+    horizon: int = flag(10000, "samples over which it adapts", refused=planned("the adaptive KL weight"))
+    unbiased_gradient: bool = flag(False, "the reverse KL's own gradient", refused=planned("the unbiased KL gradient"))
+
+
+@dataclass(frozen=True, slots=True)
+class AlgoSection:
+    advantage: AdvantageSection = section(AdvantageSection, "advantage estimation")
+    kl: KLSection = section(KLSection, "distance to the reference")
+    dynamic_filtering_enable: bool = flag(False, "sample again groups whose rewards are all alike", refused=FILTERING)
+    dynamic_filtering_range: tuple[float, float] = flag((0.0, 1.0), "mean rewards that are kept", refused=FILTERING)
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSection:
+    batch_size: int = flag(1024, "prompts in one rollout step", common=True)
+    n_samples_per_prompt: int = flag(1, "answers sampled for each prompt", common=True)
+    max_new_tokens: int | None = flag(
+        None, "tokens of the longest answer (not set: what data.max_len leaves)", common=True
+    )
+    temperature: float = flag(1.0, "sampling temperature", common=True)
+    top_p: float = flag(1.0, "nucleus sampling")
+    top_k: int = flag(-1, "sample from the k likeliest tokens (-1: all)")
+    min_p: float = flag(0.0, "least probability, as a part of the likeliest token's")
+    stop: tuple[str, ...] = flag((), "strings that end an answer")
+    micro_batch_size: int = flag(1, "sequences in one forward pass for log-probs")
+    max_tokens_per_gpu: int | None = flag(
+        None, "token budget of it under train.dynamic_batch_enable (not set: train.max_tokens_per_gpu)"
+    )
+    vllm_generate_batch_size: int | None = flag(
+        None, "prompts generated at a time", refused=planned("generating more prompts than a step takes")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RLTrainSection(TrainFields):
+    num_episodes: int = flag(1, "passes over the prompts", common=True)
+    max_epochs: int = flag(1, "passes over each batch of rollouts")
+    dynamic_batch_enable: bool = flag(False, "micro-batches by a budget of tokens instead of a number of sequences")
+    max_tokens_per_gpu: int = flag(16192, "that budget, for each rank")
+    colocate_all: bool = flag(False, "all models and engines share the same GPUs and take turns", common=True)
+    colocate_actor_ref: bool = flag(False, "policy and reference share the same GPUs")
+    colocate_critic_reward: bool = flag(False, "critic and reward model share GPUs", refused=CRITIC)
+    async_enable: bool = flag(False, "generate ahead of training", refused=ASYNC)
+    async_queue_size: int = flag(1, "batches it may run ahead", refused=ASYNC)
+    partial_rollout_enable: bool = flag(False, "continue answers over a weight change", refused=ASYNC)
+    agent_func_path: str | None = flag(None, "Python file of an agent", refused=planned("agents"))
+    enable_ema: bool = flag(False, "keep a moving average of the weights", refused=EMA)
+    ema_beta: float = flag(0.992, "its decay", refused=EMA)
+
+
+@dataclass(frozen=True, slots=True)
+class RLDataSection(DataFields):
+    prompt_dataset: str | None = flag(None, "prompts: files, folders or hub names; several with commas", common=True)
+    prompt_probs: str | None = flag(None, "share of each of them, with commas (not set: all rows of all)")
+    prompt_split: str = flag("train", "their split")
+    label_key: str | None = flag(None, "column handed to the reward function as the label", common=True)
+    max_samples: int = flag(int(1e8), "at most this many prompts")
+    overlong_prompt: Literal["refuse", "drop", "truncate_left"] = flag(
+        "drop", "a prompt that leaves no room for an answer: error, left out, or cut at the left (counted)"
+    )
+    drop_last: bool = flag(False, "leave out the last short batch of an epoch")
+    image_key: str = flag("images", "column of images", refused=VISION)
+    max_images_per_prompt: int = flag(0, "images of one prompt", refused=VISION)
+
+
+@dataclass(frozen=True, slots=True)
+class VllmSection:
+    num_engines: int = flag(1, "inference engines", common=True)
+    tensor_parallel_size: int = flag(1, "GPUs of one engine")
+    gpu_memory_utilization: float = flag(0.95, "part of a GPU's memory an engine may take", common=True)
+    enable_sleep: bool = flag(
+        False, "give the GPU's memory back between generations (with train.colocate_all)", common=True
+    )
+    enable_prefix_caching: bool = flag(False, "reuse the cache of a shared prefix")
+    enforce_eager: bool = flag(False, "no compiled graphs")
+    sync_backend: str = flag("nccl", "how weights travel to engines on other GPUs")
+    sync_with_ray: bool = flag(
+        False, "Ray's collectives for it", refused=declined("sending weights through Ray's collectives")
+    )
+    sync_bucket_mb: int = flag(512, "MB of weights sent at a time")
+    kv_cache_gb: float = flag(0.25, "GB of an engine's cache on a CPU")
+    threads: int | None = flag(None, "threads of an engine on a CPU (not set: the cores shared evenly)")
+
+
+@dataclass(frozen=True, slots=True)
+class RLEvalSection(EvalSection):
+    temperature: float = flag(0.6, "sampling temperature of evaluation")
+    n_samples_per_prompt: int = flag(4, "answers for each prompt, the k of pass@k")
+
+
+@dataclass(frozen=True, slots=True)
+class RLLoggerSection(LoggerSection):
+    rollout_dir: str | None = flag(None, "rollouts, one file a step (not set: rollouts in ckpt.output_dir)")
+
+
+@dataclass(frozen=True, slots=True)
+class RLConfig:
+    """`openrlhf-ext rl`: reinforcement learning from a reward function."""
+
+    actor: ActorSection = section(ActorSection, "the policy: model, ranks, loss, optimizer")
+    ref: RefSection = section(RefSection, "the frozen reference")
+    critic: CriticSection = section(CriticSection, "the critic (not in this version yet)")
+    reward: RewardSection = section(RewardSection, "where rewards come from")
+    algo: AlgoSection = section(AlgoSection, "advantages and KL")
+    rollout: RolloutSection = section(RolloutSection, "sampling")
+    train: RLTrainSection = section(RLTrainSection, "batches, epochs, placement")
+    data: RLDataSection = section(RLDataSection, "prompts")
+    vllm: VllmSection = section(VllmSection, "inference engines")
+    ds: RLDsSection = section(RLDsSection, "DeepSpeed, number formats, kernels")
+    eval: RLEvalSection = section(RLEvalSection, "held-out evaluation")
+    ckpt: RLCkptSection = section(RLCkptSection, "checkpoints and exports")
+    logger: RLLoggerSection = section(RLLoggerSection, "metrics and rollouts on disk")
+    device: DeviceSection = section(DeviceSection, "CPU or GPU")
+    ray: RaySection = section(RaySection, "the cluster")
+    local_rank: int = flag(
+        -1, "set by the deepspeed launcher", refused=declined("starting through the deepspeed launcher")
+    )
+    use_ms: bool = flag(False, "ModelScope instead of the Hugging Face hub", refused=declined("ModelScope"))

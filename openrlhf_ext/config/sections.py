@@ -1,0 +1,175 @@
+"""The sections that several commands share. Names, types and defaults are OpenRLHF 0.11.2's, except where
+tests/arch/test_flag_parity.py lists a difference with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from openrlhf_ext.config.fields import declined, flag, planned, section
+
+ParamDtype = Literal["bf16", "fp16", "fp32"]
+Optimizer = Literal["adam", "muon"]
+
+MUON = declined("the Muon optimizer")
+MOE = declined("mixture-of-experts training")
+RING = declined("ring attention")
+LORA = planned("LoRA and QLoRA training")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSection:
+    type: Literal["auto", "cpu", "cuda"] = flag(
+        "auto", "where models run; auto takes the GPU if there is one (--device is short for it)", common=True
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RaySection:
+    address: str | None = flag(
+        None, "cluster to join: 'auto' or host:port; not set: start one on this machine", common=True
+    )
+    bind: str = flag("127.0.0.1", "address a locally started cluster listens on (loopback: this machine only)")
+
+
+@dataclass(frozen=True, slots=True)
+class AdamSection:
+    lr: float = flag(1e-6, "learning rate", common=True)
+    betas: tuple[float, float] = flag((0.9, 0.95), "decay of the first and second moment")
+    eps: float = flag(1e-8, "added to the root of the second moment")
+    weight_decay: float = flag(0.0, "decoupled weight decay (AdamW)")
+
+
+@dataclass(frozen=True, slots=True)
+class MuonSection:
+    lr: float = flag(0.02, "learning rate of the matrix parameters", refused=MUON)
+    momentum: float = flag(0.95, "momentum", refused=MUON)
+    ns_steps: int = flag(5, "Newton-Schulz iterations", refused=MUON)
+    nesterov: bool = flag(True, "Nesterov momentum (--muon.no_nesterov turns it off)", refused=MUON)
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerFields:
+    """Optimizer, schedule and clipping of one model (inherited, so the names sit beside the model's own)."""
+
+    optim: Optimizer = flag("adam", "optimizer", refused_values={"muon": MUON})
+    muon: MuonSection = section(MuonSection, "Muon")
+    adam: AdamSection = section(AdamSection, "AdamW")
+    lr_scheduler: str = flag("cosine_with_min_lr", "name of a transformers learning-rate schedule")
+    lr_warmup_ratio: float = flag(0.03, "part of all optimizer steps over which the rate rises from zero")
+    min_lr_ratio: float = flag(0.1, "lowest rate of cosine_with_min_lr, as a part of the highest")
+    max_norm: float = flag(1.0, "the gradient is scaled down to this norm (0: never)")
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSection:
+    rank: int = flag(0, "rank of the adapters (0: train all weights)", refused=LORA)
+    alpha: int = flag(16, "scale of the adapters", refused=LORA)
+    target_modules: tuple[str, ...] = flag(("all-linear",), "modules that get adapters", refused=LORA)
+    dropout: float = flag(0.0, "dropout before the adapters", refused=LORA)
+
+
+@dataclass(frozen=True, slots=True)
+class DsSection:
+    zero_stage: Literal[0, 1, 2, 3] = flag(
+        2, "what DeepSpeed shards: 0 nothing, 1 optimizer, 2 + gradients, 3 + parameters", common=True
+    )
+    param_dtype: ParamDtype = flag("bf16", "number format of parameters and activations", common=True)
+    attn_implementation: str = flag("flash_attention_2", "attention kernel (sdpa, eager, flash_attention_2, ...)")
+    packing_samples: bool = flag(False, "put several sequences in one row instead of padding")
+    adam_offload: bool = flag(False, "keep optimizer state in host memory")
+    zpg: int = flag(1, "ZeRO++: ranks that share a secondary copy of the parameters (stage 3)")
+    overlap_comm: bool = flag(False, "overlap gradient reduction with the backward pass")
+    grad_accum_dtype: ParamDtype | None = flag(
+        None, "number format gradients are accumulated in (not set: DeepSpeed's)"
+    )
+    logprob_chunk_size: int = flag(1024, "tokens for which the LM head is evaluated at a time")
+    use_liger_kernel: bool = flag(False, "Liger kernels", refused=planned("the Liger kernel"))
+    use_universal_ckpt: bool = flag(
+        False, "resume on another number of ranks", refused=planned("universal checkpoints")
+    )
+    load_in_4bit: bool = flag(False, "NF4 weights", refused=LORA)
+    lora: LoraSection = section(LoraSection, "LoRA adapters")
+    deepcompile: bool = flag(False, "DeepCompile", refused=declined("DeepCompile"))
+    tensor_parallel_size: int = flag(
+        1, "DeepSpeed tensor parallel ranks", refused=declined("DeepSpeed tensor parallelism")
+    )
+    ring_attn_size: int = flag(1, "ranks that share a sequence", refused=RING)
+    ring_attn_head_stride: int = flag(1, "heads per ring step", refused=RING)
+    experts_implementation: Literal["eager", "batched_mm", "grouped_mm", "deepgemm"] | None = flag(
+        None, "kernel of mixture-of-experts layers", refused=MOE
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RLDsSection(DsSection):
+    enable_sleep: bool = flag(False, "move DeepSpeed's state to host memory while others use the GPU")
+    value_head_prefix: str = flag(
+        "score", "name of the value head", refused=planned("the critic and the reward model role")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CkptSection:
+    output_dir: str = flag("./ckpt", "folder of the exported model, metrics and rollouts", common=True)
+    path: str = flag("./ckpt/checkpoints_ppo_ray", "folder of the checkpoints", common=True)
+    save_steps: int = flag(-1, "steps between checkpoints (-1: none before the end)", common=True)
+    load_enable: bool = flag(False, "resume from the newest checkpoint under ckpt.path, if there is one", common=True)
+    save_hf: bool = flag(False, "also export a Hugging Face folder with every checkpoint")
+    disable_ds: bool = flag(False, "write no DeepSpeed checkpoints (no resuming), exports only")
+    max_num: int = flag(3, "checkpoints kept; the oldest goes first")
+    max_mem: float = flag(float("inf"), "GB that checkpoints may take; the oldest goes first")
+
+
+@dataclass(frozen=True, slots=True)
+class RLCkptSection(CkptSection):
+    best_metric_key: str = flag(
+        "", "evaluation metric whose best checkpoint is kept as well (not set: the first pass@1; 'none': off)"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class WandbSection:
+    key: str | None = flag(None, "W&B API key; turns W&B on (never written to disk)", secret=True)
+    org: str | None = flag(None, "W&B entity")
+    group: str | None = flag(None, "W&B group")
+    project: str = flag("openrlhf_train_ppo", "W&B project")
+    run_name: str | None = flag(None, "name of the run (not set: the command and the time it starts)")
+
+
+@dataclass(frozen=True, slots=True)
+class LoggerSection:
+    logging_steps: int = flag(1, "steps between progress lines")
+    tensorboard_dir: str | None = flag(None, "TensorBoard folder; turns TensorBoard on", common=True)
+    metrics_file: str | None = flag(None, "metrics as JSON lines (not set: metrics.jsonl in ckpt.output_dir)")
+    wandb: WandbSection = section(WandbSection, "Weights & Biases")
+
+
+@dataclass(frozen=True, slots=True)
+class EvalSection:
+    dataset: str | None = flag(None, "data set to evaluate on", common=True)
+    split: str = flag("train", "its split")
+    steps: int = flag(-1, "steps between evaluations (-1: at the end only)", common=True)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainFields:
+    """What every training command has in its `train` section."""
+
+    batch_size: int = flag(128, "sequences in one optimizer step, over all ranks", common=True)
+    micro_batch_size: int = flag(1, "sequences in one forward and backward pass of a rank", common=True)
+    max_epochs: int = flag(1, "passes over the data", common=True)
+    seed: int = flag(42, "every random draw derives from it")
+    full_determinism_enable: bool = flag(False, "deterministic kernels, slower")
+
+
+@dataclass(frozen=True, slots=True)
+class DataFields:
+    """What every training command has in its `data` section."""
+
+    max_len: int = flag(2048, "tokens of the longest sequence, prompt and response together", common=True)
+    input_key: str = flag("input", "column of the prompt", common=True)
+    input_template: str | None = flag(None, "text around the prompt, with {} where it goes")
+    apply_chat_template: bool = flag(False, "format with the tokenizer's chat template", common=True)
+    disable_fast_tokenizer: bool = flag(False, "use the slow tokenizer")
+    dataloader_num_workers: int = flag(0, "processes that load data (0: none of their own)")
