@@ -7,9 +7,8 @@ The drivers in `trainers/` speak to these Protocols only; `cluster/` implements 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -88,9 +87,11 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class ModelOutput:
-    """What a model says of a micro-batch: log-probs of its tokens, and entropies where asked for."""
+class ModelOutput(NamedTuple):
+    """What a model says of a micro-batch: log-probs of its tokens, and entropies where asked for.
+
+    A tuple, because DeepSpeed looks for the tensors of an output in tuples, lists and dicts only.
+    """
 
     logp_BA: Tensor  # float32, zero off actions, differentiable in training
     entropy_BA: Tensor | None = None
@@ -127,8 +128,18 @@ class TrainEngine(Protocol):
         """(B, A) log-probs without gradient, float32 on the CPU, zero off actions."""
         ...
 
-    def forward_backward(self, micro: MicroBatch, objective: Objective, denominators: Denominators) -> Report:
-        """Accumulate the gradient of the objective (summed, not averaged, over micro-batches and ranks)."""
+    def forward_backward(
+        self,
+        micro: MicroBatch,
+        objective: Objective,
+        denominators: Denominators,
+        temperature: float = 1.0,
+        entropy: bool = False,
+    ) -> Report:
+        """Accumulate the gradient of the objective (summed, not averaged, over micro-batches and ranks).
+
+        Log-probs are those under logits / `temperature`; entropies are computed where asked for.
+        """
         ...
 
     def step(self) -> Report:
