@@ -1,0 +1,339 @@
+"""A vLLM engine in this process: requests in, rollouts out, new weights between two calls.
+
+vLLM is imported when an engine is made, not before: its settings are environment variables that
+must stand first (`engine_environment`), and processes that only describe an engine stay light.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from openrlhf_ext.device import Device
+from openrlhf_ext.errors import DataError, ResourceError
+from openrlhf_ext.rollout.transfer import Bucket, Rendezvous, Transport
+from openrlhf_ext.types import FinishReason, Prompt, Rollout, RolloutKey, Sampling, derive_seed
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput, SamplingParams
+    from vllm.engine.arg_utils import EngineArgs
+
+Progress = Callable[[int, int], None]
+"""Called with (rollouts done, rollouts asked for), about once a second and at the end."""
+
+PROGRESS_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What an engine is made of. Sizes in tokens and GiB; `None` leaves the choice to vLLM."""
+
+    model: str  # a Hugging Face folder or hub name, with its tokenizer
+    transport: Transport
+    max_model_len: int  # prompt and response together
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    seed: int = 0
+    max_num_seqs: int = 256  # requests in one engine step
+    enable_prefix_caching: bool = True
+    trust_remote_code: bool = False
+    # GPU only
+    tensor_parallel_size: int = 1
+    gpu_memory_utilization: float = 0.9
+    enforce_eager: bool = False
+    enable_sleep: bool = False
+    # CPU only
+    kv_cache_gb: float = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """Sample `sample` of a prompt. `sampling.seed` is the step's; the request's own is derived from it."""
+
+    prompt: Prompt
+    sample: int
+    sampling: Sampling
+
+    @property
+    def key(self) -> RolloutKey:
+        return RolloutKey(self.prompt.id, self.sample)
+
+    @property
+    def seed(self) -> int:
+        return derive_seed(self.sampling.seed, self.prompt.id, self.sample)
+
+
+def engine_environment(device: Device, threads: int = 1) -> dict[str, str]:
+    """Variables that an engine's process must have before it imports vLLM.
+
+    `threads` (CPU): 1 while other processes work on the same cores, all of them for an engine alone.
+    """
+    # In-process: the engine is stepped by its owner, so it can be stopped between two steps.
+    shared = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
+    if device.kind != "cpu":
+        return shared | {"VLLM_LOGGING_LEVEL": "WARNING"}
+    # Compiling takes minutes of a CPU run and needs a C++ compiler; vLLM's warnings on a CPU are
+    # about libraries to preload and features that only a GPU has.
+    return shared | {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": str(threads), "VLLM_LOGGING_LEVEL": "ERROR"}
+
+
+class VllmEngine:
+    """One engine with its own step loop; not thread-safe, one call at a time.
+
+    Every request has a seed of its own, so its tokens are the same alone, in a subset or in the
+    whole batch, and however many engines there are.
+
+    Raises ResourceError where the machine cannot run it, DataError where the model cannot be used.
+    """
+
+    def __init__(self, settings: EngineSettings, device: Device) -> None:
+        self.settings = settings
+        self._on_cpu = device.kind == "cpu"
+        self._can_sleep = settings.enable_sleep and device.can("sleep")
+        self._version = 0
+        self._updating = False
+        self._engine = _start(settings, device, self._can_sleep)
+        self._tokenizer = self._engine.get_tokenizer()
+
+    @property
+    def version(self) -> int:
+        """The weight version that the next tokens are sampled with."""
+        return self._version
+
+    # --- sampling ---------------------------------------------------------------------------
+
+    def generate(self, requests: Sequence[GenerateRequest], progress: Progress | None = None) -> list[Rollout]:
+        """One rollout for each request, in their order.
+
+        An end-of-sequence token or stop string that was sampled is part of the response: its tokens
+        are actions, once. `text` is the response's tokens decoded without special tokens (so
+        without the end-of-sequence token, but with a stop string). Log-probs are of the distribution that was
+        sampled from: after temperature, top-p, top-k and min-p.
+
+        Raises DataError where a prompt leaves no room for a single token.
+        """
+        assert len({request.key for request in requests}) == len(requests), "one sample, one request"
+        base = {sampling: _sampling_params(sampling) for sampling in {r.sampling for r in requests}}
+        params = [self._params_of(request, base[request.sampling]) for request in requests]
+        outputs = self._run([r.prompt.token_ids for r in requests], params, progress)
+        texts = self._tokenizer.batch_decode(
+            [output.outputs[0].token_ids for output in outputs], skip_special_tokens=True
+        )
+        return [
+            self._rollout(request, output, text) for request, output, text in zip(requests, outputs, texts, strict=True)
+        ]
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probs of given tokens at temperature 1: T - 1 values for T tokens, value t is of token t + 1.
+
+        A sequence is shorter than `max_model_len`: vLLM always samples one token more.
+        """
+        from vllm import SamplingParams
+
+        # Prefix caching is off for these requests by itself: cached tokens have no logits.
+        params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False)
+        outputs = self._run(sequences, [params] * len(sequences), None)
+        return [_given_logprobs(tokens, output) for tokens, output in zip(sequences, outputs, strict=True)]
+
+    def _params_of(self, request: GenerateRequest, base: SamplingParams) -> SamplingParams:
+        prompt, sampling = request.prompt, request.sampling
+        total = min(sampling.max_total_tokens or self.settings.max_model_len, self.settings.max_model_len)
+        room = min(sampling.max_new_tokens, total - len(prompt.token_ids))
+        if room < 1:
+            raise DataError(
+                f"Prompt {prompt.id} has {len(prompt.token_ids)} tokens and leaves no room for a response within "
+                f"{total}: shorten it, or raise the engine's maximum length."
+            )
+        params = copy.copy(base)
+        params.seed, params.max_tokens = request.seed, room
+        return params
+
+    def _run(
+        self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams], progress: Progress | None
+    ) -> list[RequestOutput]:
+        """Step until all are finished. All are added before the first step, so batches form the same way every time."""
+        assert not self._updating, "the weights are being replaced"
+        for index, (tokens, request) in enumerate(zip(prompts, params, strict=True)):
+            self._engine.add_request(str(index), {"prompt_token_ids": list(tokens)}, request)
+        finished: dict[str, RequestOutput] = {}
+        told = time.monotonic()
+        try:
+            while self._engine.has_unfinished_requests():
+                finished.update((o.request_id, o) for o in self._engine.step() if o.finished)
+                if progress and time.monotonic() - told >= PROGRESS_SECONDS:
+                    progress(len(finished), len(prompts))
+                    told = time.monotonic()
+        finally:
+            # After an error the next call must not meet this one's requests.
+            if left := [str(i) for i in range(len(prompts)) if str(i) not in finished]:
+                self._engine.abort_request(left)
+        if progress:
+            progress(len(prompts), len(prompts))
+        return [finished[str(index)] for index in range(len(prompts))]
+
+    def _rollout(self, request: GenerateRequest, output: RequestOutput, text: str) -> Rollout:
+        answer = output.outputs[0]
+        prompt, response = request.prompt.token_ids, tuple(answer.token_ids)
+        logprobs = tuple(answer.logprobs.logprobs)
+        assert len(logprobs) == len(response), "one log-prob for each sampled token"
+        reason: FinishReason = answer.finish_reason if answer.finish_reason in ("stop", "length") else "abort"
+        return Rollout(
+            prompt_id=request.prompt.id,
+            sample=request.sample,
+            token_ids=prompt + response,
+            action_mask=(False,) * len(prompt) + (True,) * len(response),
+            logprobs=(0.0,) * len(prompt) + logprobs,
+            text=text,
+            finish_reason=reason,
+            versions=(self._version, self._version),
+        )
+
+    # --- weights ----------------------------------------------------------------------------
+
+    def join(self, rendezvous: Rendezvous) -> None:
+        """Meet the trainer for transport `broadcast` (once, before the first update); blocks until all are there."""
+        self._call_workers("init_weight_transfer_engine", init_info={"rendezvous": rendezvous})
+
+    def begin_update(self) -> None:
+        """Start replacing all weights; no sampling until `end_update`."""
+        assert not self._updating, "one update at a time"
+        self._updating = True
+        self._call_workers("start_weight_update")
+
+    def load_bucket(self, bucket: Bucket) -> None:
+        """Load the tensors of one bucket, named as in the Hugging Face folder."""
+        assert self._updating, "begin_update comes first"
+        self._call_workers("update_weights", update_info={"bucket": bucket})
+
+    def end_update(self, version: int) -> None:
+        """The weights are complete: sample with them from now on, and forget what was computed with the old ones."""
+        assert self._updating, "begin_update comes first"
+        self._call_workers("finish_weight_update")
+        assert self._engine.reset_prefix_cache(), "keys and values of the old weights are still in use"
+        self._updating, self._version = False, version
+
+    def _call_workers(self, method: str, **kwargs: Any) -> None:
+        self._engine.collective_rpc(method, kwargs=kwargs)
+
+    # --- memory -----------------------------------------------------------------------------
+
+    def sleep(self, level: int = 1) -> None:
+        """Leave the GPU: level 1 keeps the weights in host memory, level 2 drops them (update them on waking).
+
+        Does nothing on a CPU or where sleep is not enabled: there is no other memory to go to.
+        """
+        if self._can_sleep:
+            self._engine.reset_prefix_cache()
+            self._engine.sleep(level)
+
+    def wake(self, tags: Sequence[Literal["weights", "kv_cache"]] | None = None) -> None:
+        """Come back: everything, or only the named parts (weights first, the cache once the trainer has left)."""
+        if self._can_sleep:
+            self._engine.wake_up(None if tags is None else list(tags))
+
+    def close(self) -> None:
+        """Give back memory and process groups; the engine cannot be used afterwards."""
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        self._engine.engine_core.shutdown()
+        del self._engine
+        cleanup_dist_env_and_memory()
+
+
+def _start(settings: EngineSettings, device: Device, sleep: bool) -> Any:
+    if device.kind == "cpu":
+        _need_libnuma()
+    if settings.model.startswith((".", "/")) and not (Path(settings.model) / "config.json").is_file():
+        raise DataError(f"{settings.model} holds no config.json: give a folder written by save_pretrained.")
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    try:
+        return LLMEngine.from_engine_args(_engine_args(settings, device, sleep))
+    except ValueError as error:
+        # vLLM's only type for "does not fit"; other ValueErrors are about the model and speak for themselves.
+        if "KV cache" not in str(error) and "memory" not in str(error).lower():
+            raise
+        remedy = "vllm.kv_cache_gb" if device.kind == "cpu" else "vllm.gpu_memory_utilization"
+        raise ResourceError(
+            f"The engine's cache cannot hold one sequence of {settings.max_model_len} tokens of {settings.model}: "
+            f"raise --{remedy} or shorten the lengths ({error})."
+        ) from error
+
+
+def _engine_args(settings: EngineSettings, device: Device, sleep: bool) -> EngineArgs:
+    from vllm.engine.arg_utils import EngineArgs
+
+    from openrlhf_ext.rollout.receiver import PREFIX, WorkerExtension
+
+    of_device: Mapping[str, Any]
+    if device.kind == "cpu":
+        of_device = {
+            "enforce_eager": True,
+            # vLLM's default is most of the machine's memory.
+            "kv_cache_memory_bytes": int(settings.kv_cache_gb * 2**30),
+            # A seeded request whose prompt is computed in parts crashes on a CPU (it rewinds its
+            # generator, which a CPU generator cannot): every prompt is computed at once.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(settings.max_model_len, 8192),
+        }
+    else:
+        of_device = {
+            "tensor_parallel_size": settings.tensor_parallel_size,
+            "gpu_memory_utilization": settings.gpu_memory_utilization,
+            "enforce_eager": settings.enforce_eager,
+            "enable_sleep_mode": sleep,
+        }
+    return EngineArgs(
+        model=settings.model,
+        dtype=settings.dtype,
+        seed=settings.seed,
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        trust_remote_code=settings.trust_remote_code,
+        enable_prefix_caching=settings.enable_prefix_caching,
+        logprobs_mode="processed_logprobs",
+        distributed_executor_backend="uni" if settings.tensor_parallel_size == 1 else "mp",
+        worker_extension_cls=f"{WorkerExtension.__module__}.{WorkerExtension.__qualname__}",
+        weight_transfer_config={"backend": PREFIX + settings.transport},
+        disable_log_stats=True,
+        **of_device,
+    )
+
+
+def _need_libnuma() -> None:
+    try:
+        ctypes.CDLL("libnuma.so.1")
+    except OSError as error:
+        raise ResourceError(
+            "vLLM on a CPU needs libnuma, which this machine lacks: install libnuma1 (apt-get install libnuma1)."
+        ) from error
+
+
+def _sampling_params(sampling: Sampling) -> SamplingParams:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=max(sampling.top_k, 0),
+        min_p=sampling.min_p,
+        stop=list(sampling.stop),
+        logprobs=0,  # of the sampled token alone
+        flat_logprobs=True,
+        # Text is decoded once at the end; only stop strings need it token by token.
+        detokenize=bool(sampling.stop),
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _given_logprobs(tokens: Sequence[int], output: RequestOutput) -> list[float]:
+    """A position has its token and, where that is not the likeliest, possibly others: the token's own comes first."""
+    flat = output.prompt_logprobs
+    assert len(flat.start_indices) == len(tokens), "one position for each given token"
+    assert [flat.token_ids[i] for i in flat.start_indices[1:]] == list(tokens[1:]), "the given token comes first"
+    return [flat.logprobs[i] for i in flat.start_indices[1:]]
