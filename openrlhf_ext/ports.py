@@ -128,18 +128,8 @@ class TrainEngine(Protocol):
         """(B, A) log-probs without gradient, float32 on the CPU, zero off actions."""
         ...
 
-    def forward_backward(
-        self,
-        micro: MicroBatch,
-        objective: Objective,
-        denominators: Denominators,
-        temperature: float = 1.0,
-        entropy: bool = False,
-    ) -> Report:
-        """Accumulate the gradient of the objective (summed, not averaged, over micro-batches and ranks).
-
-        Log-probs are those under logits / `temperature`; entropies are computed where asked for.
-        """
+    def forward_backward(self, micro: MicroBatch, objective: Objective, denominators: Denominators) -> Report:
+        """Accumulate the gradient of the objective (summed, not averaged, over micro-batches and ranks)."""
         ...
 
     def step(self) -> Report:
