@@ -116,9 +116,13 @@ def without_none(kind: Any) -> Any:
     return kind
 
 
-@functools.cache
 def flags_of(command: type) -> Mapping[str, Flag]:
     """Every flag of a config class by its path, in the order of the tree."""
+    return _flags_of(command)
+
+
+@functools.cache
+def _flags_of(command: Any) -> Mapping[str, Flag]:
     return {item.path: item for item in _walk(command, "", command())}
 
 

@@ -1,6 +1,8 @@
 """The sections that several commands share. Names, types and defaults are OpenRLHF 0.11.2's, except where
 tests/arch/test_flag_parity.py lists a difference with its reason."""
 
+# ruff: noqa: RUF009 (`flag` and `section` are dataclasses.field with a help text)
+
 from __future__ import annotations
 
 from dataclasses import dataclass

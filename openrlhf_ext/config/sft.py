@@ -1,5 +1,7 @@
 """The flags of `openrlhf-ext sft`, with the names, types and defaults of OpenRLHF 0.11.2's train_sft."""
 
+# ruff: noqa: RUF009 (`flag` and `section` are dataclasses.field with a help text)
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,0 +1,165 @@
+"""From a command line and YAML files to a checked config tree.
+
+Files are layered in their order, flags over files. Every value is text until tyro's constructors make it
+the field's type, so a file and a flag mean the same by the same text (`off` stays `off`, `1e-6` is a float).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tyro.constructors import ConstructorRegistry, PrimitiveTypeInfo
+
+from openrlhf_ext.config.aliases import GONE, OLD_LENGTHS, old_flags_of
+from openrlhf_ext.config.fields import Flag, flags_of, replaced, sections_of
+from openrlhf_ext.config.layers import Setting, read_yaml, scan
+from openrlhf_ext.config.nearest import nearest
+from openrlhf_ext.config.rl import RLConfig
+from openrlhf_ext.config.rules import Violation, broken_rules
+from openrlhf_ext.config.sft import SFTConfig
+from openrlhf_ext.errors import ConfigError
+
+COMMANDS: Mapping[str, type] = {"rl": RLConfig, "sft": SFTConfig}
+
+_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_YAML_FLOATS = {".inf": "inf", "-.inf": "-inf", ".nan": "nan"}
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A checked config.
+
+    `explicit`: the paths that a flag set, or a file to another value than the default; a default that the
+    device cannot honour may be replaced, an explicit value may not. `notes`: lines for the user, such as
+    the new name of an old flag.
+    """
+
+    config: Any
+    explicit: frozenset[str]
+    notes: tuple[str, ...]
+
+
+def parse(command: str | type, argv: Sequence[str]) -> Parsed:
+    """Parse and check a command line (without the command's name).
+
+    Raises ConfigError, one line for each flag that is unknown, refused, malformed or at odds with another.
+    """
+    tree = COMMANDS[command] if isinstance(command, str) else command
+    given = scan(argv)
+    files = [Path(name) for item in given if item.name == "config" for name in item.values or ()]
+    layered = [item for file in files for item in read_yaml(file)]
+    layered += [item for item in given if item.name != "config"]
+
+    violations: list[Violation] = []
+    notes: list[str] = []
+    values: dict[str, Any] = {}
+    explicit: set[str] = set()
+    for found in _resolved(tree, _with_old_lengths(tree, layered)):
+        if isinstance(found, Violation):
+            violations.append(found)
+        elif isinstance(found, str):
+            notes.append(found)
+        else:
+            flag = flags_of(tree)[found.name]
+            try:
+                value = values[flag.path] = _convert(flag, found)
+            except ValueError:
+                shown = "(hidden)" if flag.secret else " ".join(found.values or ())
+                violations.append(Violation(found.origin, shown or "without a value", f"it takes {wanted(flag)}"))
+                continue
+            if not found.file or value != flag.default:
+                explicit.add(flag.path)
+    config = replaced(tree(), values)
+    if not violations:
+        violations = broken_rules(config, frozenset(explicit))
+    if violations:
+        raise ConfigError("\n".join(dict.fromkeys(str(item) for item in violations)))
+    return Parsed(config, frozenset(explicit), tuple(dict.fromkeys(notes)))
+
+
+def _resolved(tree: type, settings: Sequence[Setting]) -> Iterator[Setting | Violation | str]:
+    """Each setting under the name of a flag of this tree, or what is wrong with it; and notes."""
+    flags = flags_of(tree)
+    for item in settings:
+        positive = re.sub(r"(^|\.)no_(?=[^.]+$)", r"\1", item.name)
+        if item.name in flags:
+            yield item
+        elif item.name == "device":
+            yield item.renamed("device.type")
+        elif positive in flags and flags[positive].is_bool and item.values == ():
+            yield item.renamed(positive, ("false",))
+        elif item.name in GONE:
+            yield Violation(item.origin, None, GONE[item.name])
+        elif item.name in old_flags_of(tree):
+            yield from _from_old_name(tree, item)
+        elif item.name in sections_of(tree):
+            yield Violation(item.origin, None, f"it is a section; --help {item.name} lists its flags")
+        else:
+            near = nearest(item.name, [*flags, *old_flags_of(tree), "config", "device", "help"])
+            ask = f"did you mean {near}" if near else "--help lists the flags there are"
+            yield Violation(item.origin, None, f"there is no such flag; {ask}")
+
+
+def _from_old_name(tree: type, item: Setting) -> Iterator[Setting | Violation | str]:
+    flags, old = flags_of(tree), old_flags_of(tree)[item.name]
+    # An old flag that set several models at once does not stumble over a model that is not here.
+    targets = [path for path in old.targets if not flags[path].refused] or list(old.targets[:1])
+    if old.value is not None and item.values:
+        yield Violation(item.origin, " ".join(item.values), "it takes no value")
+        return
+    values = item.values if old.value is None else (old.value,)
+    values = values and tuple(old.translate.get(text, text) for text in values)
+    fixed = f" {old.value}" if old.value is not None else ""
+    yield f"{item.origin} is now {' and '.join('--' + path + fixed for path in targets)}"
+    for path in targets:
+        yield item.renamed(path, values)
+
+
+def _with_old_lengths(tree: type, settings: Sequence[Setting]) -> list[Setting]:
+    """The old prompt_max_len bounded the prompt alone; data.max_len bounds prompt and response together."""
+    prompt_flag, response_flag, default = OLD_LENGTHS
+    if prompt_flag not in old_flags_of(tree):
+        return list(settings)
+    response = next((item.values for item in reversed(settings) if item.name == response_flag), (str(default),))
+    result = []
+    for item in settings:
+        numbers = (*(item.values or ()), *(response or ()))
+        if item.name == prompt_flag and len(numbers) == 2 and all(text.isdigit() for text in numbers):
+            item = dataclasses.replace(item, values=(str(int(numbers[0]) + int(numbers[1])),))
+        result.append(item)
+    return result
+
+
+def _convert(flag: Flag, item: Setting) -> Any:
+    """The setting's text as the flag's type. Raises ValueError."""
+    values = item.values
+    if flag.is_optional and (values is None or values == ("None",)):
+        return None
+    if flag.is_bool:
+        if values == () and not item.file:
+            return True
+        word = _WORDS.get(values[0].lower()) if values and len(values) == 1 else None
+        if word is None:
+            raise ValueError("not a boolean")
+        return word
+    least, most = flag.arity
+    if values is None or not (least <= len(values) and (most is None or len(values) <= most)):
+        raise ValueError("wrong number of values")
+    if item.file and not flag.is_text:
+        values = tuple(_YAML_FLOATS.get(text.lower(), text) for text in values)
+    spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(flag.type, set()))
+    assert not hasattr(spec, "message"), f"tyro has no constructor for {flag.path}: {flag.type}"
+    return spec.instance_from_str(list(values))
+
+
+def wanted(flag: Flag) -> str:
+    """What a flag takes, in words: `int`, `2 values: float float`, `one of ppo|gspo`."""
+    least, most = flag.arity
+    if "|" in flag.type_name:
+        return f"one of {flag.type_name}"
+    return f"{least} values: {flag.type_name}" if most == least != 1 else flag.type_name

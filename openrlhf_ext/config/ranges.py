@@ -1,0 +1,95 @@
+"""The range of each flag that has one, with its words. (A NaN is in no range.)"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Range = tuple[Callable[[Any], bool], str]
+
+_AT_LEAST_1: Range = (lambda v: v >= 1, "1 or more")
+_AT_LEAST_0: Range = (lambda v: v >= 0, "0 or more")
+_FINITE_AT_LEAST_0: Range = (lambda v: 0 <= v < math.inf, "0 or more")
+_POSITIVE: Range = (lambda v: 0 < v < math.inf, "above 0")
+_STEPS: Range = (lambda v: v == -1 or v >= 1, "1 or more, or -1 for never")
+_PART: Range = (lambda v: 0 <= v <= 1, "from 0 to 1")
+_POSITIVE_PART: Range = (lambda v: 0 < v <= 1, "above 0 and at most 1")
+_BETAS: Range = (lambda v: all(0 <= beta < 1 for beta in v), "two numbers from 0 to below 1")
+
+RANGES: Mapping[str, Range] = {
+    "actor.num_nodes": _AT_LEAST_1,
+    "actor.num_gpus_per_node": _AT_LEAST_1,
+    "ref.num_nodes": _AT_LEAST_1,
+    "ref.num_gpus_per_node": _AT_LEAST_1,
+    "model.num_nodes": _AT_LEAST_1,
+    "model.num_gpus_per_node": _AT_LEAST_1,
+    "vllm.num_engines": _AT_LEAST_1,
+    "vllm.tensor_parallel_size": _AT_LEAST_1,
+    "vllm.gpu_memory_utilization": _POSITIVE_PART,
+    "vllm.sync_bucket_mb": _AT_LEAST_1,
+    "vllm.kv_cache_gb": _POSITIVE,
+    "vllm.threads": _AT_LEAST_1,
+    "train.batch_size": _AT_LEAST_1,
+    "train.micro_batch_size": _AT_LEAST_1,
+    "train.max_epochs": _AT_LEAST_1,
+    "train.num_episodes": _AT_LEAST_1,
+    "train.max_tokens_per_gpu": _AT_LEAST_1,
+    "train.seed": _AT_LEAST_0,
+    "rollout.batch_size": _AT_LEAST_1,
+    "rollout.micro_batch_size": _AT_LEAST_1,
+    "rollout.n_samples_per_prompt": _AT_LEAST_1,
+    "rollout.max_new_tokens": _AT_LEAST_1,
+    "rollout.max_tokens_per_gpu": _AT_LEAST_1,
+    "rollout.temperature": _POSITIVE,  # log-probs are those of the tempered distribution
+    "rollout.top_p": _POSITIVE_PART,
+    "rollout.top_k": (lambda v: v == -1 or v >= 1, "1 or more, or -1 for all tokens"),
+    "rollout.min_p": _PART,
+    "data.max_len": (lambda v: v >= 2, "2 or more"),
+    "data.max_samples": _AT_LEAST_1,
+    "data.dataloader_num_workers": _AT_LEAST_0,
+    "eval.steps": _STEPS,
+    "eval.temperature": _FINITE_AT_LEAST_0,
+    "eval.n_samples_per_prompt": _AT_LEAST_1,
+    "ckpt.save_steps": _STEPS,
+    "ckpt.max_num": _AT_LEAST_1,
+    "ckpt.max_mem": (lambda v: v > 0, "above 0"),
+    "logger.logging_steps": _AT_LEAST_1,
+    "reward.timeout_s": _POSITIVE,
+    "reward.max_retries": _AT_LEAST_0,
+    "reward.weights": (lambda v: all(map(math.isfinite, v)), "finite numbers"),
+    "reward.clip_range": (lambda v: v[0] < v[1], "two numbers, the lower one first"),
+    "algo.advantage.gamma": _PART,
+    "algo.kl.init_coef": _FINITE_AT_LEAST_0,
+    "actor.eps_clip": _POSITIVE,
+    "actor.eps_clip_low_high": (lambda v: all(0 < eps < math.inf for eps in v), "two numbers above 0"),
+    "actor.dual_clip": (lambda v: 1 < v < math.inf, "above 1"),
+    "actor.entropy_coef": (math.isfinite, "a finite number"),
+    "ds.zpg": _AT_LEAST_1,
+    "ds.logprob_chunk_size": _AT_LEAST_1,
+} | {
+    prefix + path: limits
+    for prefix in ("", "actor.")
+    for path, limits in {
+        "adam.lr": _FINITE_AT_LEAST_0,
+        "adam.betas": _BETAS,
+        "adam.eps": _POSITIVE,
+        "adam.weight_decay": _FINITE_AT_LEAST_0,
+        "lr_warmup_ratio": _PART,
+        "min_lr_ratio": _PART,
+        "max_norm": _FINITE_AT_LEAST_0,
+    }.items()
+}
+
+# transformers' schedules that need nothing but the numbers of steps and the flags there are.
+SCHEDULES = (
+    "constant",
+    "constant_with_warmup",
+    "cosine",
+    "cosine_warmup_with_min_lr",
+    "cosine_with_min_lr",
+    "cosine_with_restarts",
+    "inverse_sqrt",
+    "linear",
+    "polynomial",
+)
