@@ -105,6 +105,15 @@ class RolloutGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class FailedGroup:
+    """The n samples of a prompt that could not be scored, and why."""
+
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+    failure: ScoreFailure
+
+
+@dataclass(frozen=True, slots=True)
 class Sampling:
     """How to sample. `seed` belongs to the step; each request's own is `derive_seed(seed, id, sample)`."""
 

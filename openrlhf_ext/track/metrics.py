@@ -158,21 +158,21 @@ class Trackers:
 
 
 def open_trackers(
-    folder: Path,
+    metrics_file: Path,
     *,
     resume_step: int | None = None,
     tensorboard: Path | None = None,
     wandb: WandbSettings | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Trackers:
-    """`folder/metrics.jsonl`, and TensorBoard and W&B where asked for.
+    """JSON lines in `metrics_file`, and TensorBoard and W&B where asked for.
 
     `resume_step` is the step the run resumes after (None: it starts anew). `config` is shown beside
     the run at W&B and must hold no secrets. Raises ConfigError where W&B is asked for but not installed.
     """
-    sinks: list[Sink] = [JsonlTracker(folder / "metrics.jsonl", resume_step)]
+    sinks: list[Sink] = [JsonlTracker(metrics_file, resume_step)]
     if tensorboard is not None:
         sinks.append(TensorBoardTracker(tensorboard, resume_step))
     if wandb is not None:
-        sinks.append(WandbTracker(wandb, folder, config or {}, resuming=resume_step is not None))
+        sinks.append(WandbTracker(wandb, metrics_file.parent, config or {}, resuming=resume_step is not None))
     return Trackers(sinks)

@@ -1,4 +1,4 @@
-"""Where the seconds of a step go: one clock per step, one named phase at a time."""
+"""Where the seconds of a step go: one named phase at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class PhaseClock:
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self._now = now
         self._running: str | None = None
-        self.seconds: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
@@ -25,16 +25,17 @@ class PhaseClock:
             yield
         finally:
             self._running = None
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + self._now() - start
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + self._now() - start
 
-    def report(self, tokens: Mapping[str, float] | None = None) -> dict[str, Metric]:
-        """`seconds/<phase>`, `seconds/step` (their sum) and, for phases named in `tokens`, `tokens_per_second/<phase>`.
+    def take(self, tokens: Mapping[str, float] | None = None) -> dict[str, Metric]:
+        """The seconds since the last take, as `seconds/<phase>`, and `seconds/step`, their sum.
 
-        `tokens` holds how many tokens each phase worked on.
+        `tokens` says how many tokens a phase worked on: it adds `tokens_per_second/<phase>`.
         """
-        report = {f"seconds/{phase}": Metric(spent, 1.0, "sum") for phase, spent in self.seconds.items()}
-        report["seconds/step"] = Metric(sum(self.seconds.values()), 1.0, "sum")
+        seconds, self._seconds = self._seconds, {}
+        report = {f"seconds/{phase}": Metric(spent, 1.0, "sum") for phase, spent in seconds.items()}
+        report["seconds/step"] = Metric(sum(seconds.values()), 1.0, "sum")
         for phase, count in (tokens or {}).items():
-            if self.seconds.get(phase, 0.0) > 0.0:
-                report[f"tokens_per_second/{phase}"] = Metric(count, self.seconds[phase], "mean")
+            if seconds.get(phase, 0.0) > 0.0:
+                report[f"tokens_per_second/{phase}"] = Metric(count, seconds[phase], "mean")
         return report

@@ -22,18 +22,16 @@ class StepProgress:
         self._shown = shown
         self._console = console or Console(stderr=True)
         columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=20), TimeElapsedColumn())
-        self._bar = Progress(
-            *columns, TimeRemainingColumn(), TextColumn("{task.description}"), console=self._console
-        )
+        self._bar = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.description}"), console=self._console)
         self._task = self._bar.add_task("", total=total)
         if self._console.is_terminal:
             self._bar.start()
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
         line = "  ".join(f"{label} {values[name]:.4g}" for name, label in self._shown.items() if name in values)
-        seconds = {name.removeprefix("seconds/"): spent for name, spent in values.items() if name.startswith("seconds/")}
-        if seconds:
-            line += "  [" + " ".join(f"{phase} {spent:.1f}s" for phase, spent in seconds.items()) + "]"
+        phases = [f"{name[8:]} {spent:.1f}s" for name, spent in values.items() if name.startswith("seconds/")]
+        if phases:
+            line += "  [" + " ".join(phases) + "]"
         if self._console.is_terminal:
             self._bar.update(self._task, completed=step, description=line.replace("[", r"\["))
         else:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 
 from openrlhf_ext.errors import DataError
 from openrlhf_ext.track.files import sync_folder
-from openrlhf_ext.types import Prompt, Rollout, RolloutGroup, Score, ScoredRollout, ScoreFailure
+from openrlhf_ext.types import FailedGroup, Prompt, Rollout, RolloutGroup, Score, ScoredRollout, ScoreFailure
 
 _SCHEMA = pa.schema(
     [
@@ -43,15 +42,6 @@ _SCHEMA = pa.schema(
         ("version_max", pa.int64()),
     ]
 )
-
-
-@dataclass(frozen=True, slots=True)
-class FailedGroup:
-    """A group without scores: its rollouts and why."""
-
-    prompt: Prompt
-    rollouts: tuple[Rollout, ...]
-    failure: ScoreFailure
 
 
 def rollout_path(folder: Path, step: int) -> Path:

@@ -1,0 +1,69 @@
+"""What a step says of itself: rewards, lengths, groups, staleness, distance to the reference and to the sampler."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from statistics import pstdev
+
+from torch import Tensor
+
+from openrlhf_ext.trainers.rollouts import StepRollouts
+from openrlhf_ext.types import Metric, Report, RolloutGroup, mean_metric
+
+
+def rollout_report(step: StepRollouts, version: int) -> dict[str, Metric]:
+    """Figures of one step's rollouts; `version` is the weight version that is trained.
+
+    Rewards are the reward function's own (before clipping and KL); `group/*` look at the n samples of one prompt,
+    whose spread is what a group estimator learns from.
+    """
+    report = {
+        "rollout/prompts": Metric(len(step.groups) + len(step.failed), reduction="sum"),
+        "rollout/failed_groups": Metric(len(step.failed), reduction="sum"),
+    }
+    reasons = Counter(group.failure.reason for group in step.failed)
+    report |= {f"rollout/failed/{reason}": Metric(count, reduction="sum") for reason, count in reasons.items()}
+    if not step.groups:
+        return report
+    rollouts = step.rollouts
+    lengths = [float(rollout.response_length) for rollout in rollouts]
+    staleness = [float(version - rollout.versions[0]) for rollout in rollouts]
+    return report | {
+        **_reward_figures(step.groups),
+        "response/length": mean_metric(lengths),
+        "response/length_max": Metric(max(lengths), reduction="max"),
+        "response/truncated": mean_metric([float(rollout.finish_reason == "length") for rollout in rollouts]),
+        "rollout/samples": Metric(len(rollouts), reduction="sum"),
+        "rollout/staleness": mean_metric(staleness),
+        "rollout/staleness_max": Metric(max(staleness), reduction="max"),
+    }
+
+
+def _reward_figures(groups: Sequence[RolloutGroup]) -> dict[str, Metric]:
+    scores = [member.score for group in groups for member in group.members]
+    rewards = [score.value for score in scores]
+    spreads = [pstdev([member.score.value for member in group.members]) for group in groups]
+    parts: dict[str, list[float]] = {}
+    for score in scores:
+        for name, value in score.parts.items():
+            parts.setdefault(name, []).append(value)
+    return {
+        "reward": mean_metric(rewards),
+        "reward/std": Metric(pstdev(rewards)),
+        "reward/min": Metric(min(rewards), reduction="min"),
+        "reward/max": Metric(max(rewards), reduction="max"),
+        **{f"reward/part/{name}": mean_metric(values) for name, values in parts.items()},
+        "group/std": mean_metric(spreads),
+        "group/zero_std": mean_metric([float(spread == 0.0) for spread in spreads]),
+    }
+
+
+def token_mean(values_BA: Tensor, action_BA: Tensor) -> Metric:
+    """The mean over actions, weighted by their number."""
+    return Metric(float(values_BA.masked_fill(~action_BA, 0.0).sum()), float(action_BA.sum()))
+
+
+def under(role: str, report: Report) -> dict[str, Metric]:
+    """A role's figures under its own name (`loss` is `policy/loss`); a name with a slash is complete already."""
+    return {name if "/" in name else f"{role}/{name}": metric for name, metric in report.items()}
