@@ -41,12 +41,12 @@ def cut(batch: TokenBatch, columns: Mapping[str, Tensor], rows: Rows) -> MicroBa
 
 
 def _dummy(batch: TokenBatch, columns: Mapping[str, Tensor]) -> MicroBatch:
-    """The first two tokens of the batch's shortest row, none of them an action: the cheapest forward there is."""
-    shortest = int(batch.lengths_B.argmin())
-    width = min(2, int(batch.lengths_B[shortest]))
+    """The first two tokens of a row, neither of them an action: the cheapest forward there is."""
+    row = int(batch.lengths_B.argmax())
+    width = min(2, int(batch.lengths_B[row]))
     return MicroBatch(
         rows=(),
-        tokens_BT=batch.tokens_BT[shortest : shortest + 1, :width],
+        tokens_BT=batch.tokens_BT[row : row + 1, :width],
         lengths_B=torch.tensor([width]),
         action_BA=torch.zeros(1, width - 1, dtype=torch.bool),
         columns={name: torch.zeros(1, width - 1, dtype=column.dtype) for name, column in columns.items()},

@@ -1,0 +1,132 @@
+"""From scores to advantages, without a critic.
+
+B sequences, A action positions (see `openrlhf_ext.batch.types`). The same four steps for every
+estimator: a baseline from the scores (per group or none), a reward per token (the KL penalty on
+every action, the score on the last one), returns to go, and for some estimators normalisation
+over all actions of the batch. An estimator says what it does in the first and last of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Baseline = Callable[[Tensor, Tensor], Tensor]
+"""(scores_B, group_B) -> shaped scores_B."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimator:
+    paper: str
+    shape: Baseline
+    normalise: bool  # over all actions of the batch
+    discounted: bool = False  # whether gamma may be other than 1
+
+
+@dataclass(frozen=True, slots=True)
+class AdvantageSettings:
+    estimator: str = "reinforce"  # a name in ESTIMATORS
+    gamma: float = 1.0
+    kl_coef: float = 0.0  # of the KL penalty in the reward
+    reward_clip: tuple[float, float] | None = None  # applied after the baseline
+    std_norm: bool = True  # False: normalisation centres only
+
+    def __post_init__(self) -> None:
+        assert self.kl_coef >= 0.0 and 0.0 <= self.gamma <= 1.0
+        assert self.gamma == 1.0 or ESTIMATORS[self.estimator].discounted, f"{self.estimator} has no discount"
+
+
+def _group_sums(values_B: Tensor, group_B: Tensor) -> tuple[Tensor, Tensor]:
+    """For each row the sum of `values_B` over its group and the size of the group."""
+    _, index_B, count_G = group_B.unique(return_inverse=True, return_counts=True)
+    sum_G = values_B.new_zeros(len(count_G)).index_add_(0, index_B, values_B)
+    return sum_G[index_B], count_G[index_B]
+
+
+def _as_they_are(scores_B: Tensor, group_B: Tensor) -> Tensor:
+    return scores_B
+
+
+def _less_group_mean(scores_B: Tensor, group_B: Tensor) -> Tensor:
+    sum_B, count_B = _group_sums(scores_B, group_B)
+    return scores_B - sum_B / count_B
+
+
+def _less_mean_of_the_others(scores_B: Tensor, group_B: Tensor) -> Tensor:
+    sum_B, count_B = _group_sums(scores_B, group_B)
+    others_B = (sum_B - scores_B) / (count_B - 1).clamp(min=1)
+    return torch.where(count_B > 1, scores_B - others_B, 0.0)
+
+
+def _group_z_score(scores_B: Tensor, group_B: Tensor) -> Tensor:
+    centred_B = _less_group_mean(scores_B, group_B)
+    squares_B, count_B = _group_sums(centred_B.square(), group_B)
+    return centred_B / ((squares_B / (count_B - 1).clamp(min=1)).sqrt() + 1e-9)
+
+
+ESTIMATORS: Mapping[str, Estimator] = {
+    "reinforce": Estimator(
+        "REINFORCE++: Hu et al. 2025, arXiv:2501.03262", _as_they_are, normalise=True, discounted=True
+    ),
+    "reinforce_baseline": Estimator(
+        "REINFORCE++-baseline: Hu et al. 2025, arXiv:2501.03262", _less_group_mean, normalise=True
+    ),
+    "rloo": Estimator("RLOO: Ahmadian et al. 2024, arXiv:2402.14740", _less_mean_of_the_others, normalise=False),
+    "group_norm": Estimator("GRPO: Shao et al. 2024, arXiv:2402.03300", _group_z_score, normalise=False),
+}
+
+
+def advantages(
+    scores_B: Tensor, group_B: Tensor, action_BA: Tensor, kl_BA: Tensor | None, settings: AdvantageSettings
+) -> tuple[Tensor, Tensor]:
+    """Advantages and returns (before normalisation), both (B, A), zero where `action_BA` is False.
+
+    `group_B` are integers that say which rows are samples of the same prompt; groups may have any
+    sizes and order. A row without siblings has nothing to be compared with: under a group baseline
+    its shaped score is 0. `kl_BA` None: no KL penalty.
+    """
+    estimator = ESTIMATORS[settings.estimator]
+    # Group statistics in float64: among equal float32 scores the rounding of the mean would be
+    # divided by a standard deviation of the same size and come out as an advantage near 1.
+    shaped_B = estimator.shape(scores_B.double(), group_B).to(torch.promote_types(scores_B.dtype, torch.float32))
+    if settings.reward_clip is not None:
+        shaped_B = shaped_B.clamp(*settings.reward_clip)
+    reward_BA = token_rewards(shaped_B, action_BA, kl_BA, settings.kl_coef)
+    returns_BA = returns_to_go(reward_BA, settings.gamma).where(action_BA, 0.0)
+    if not estimator.normalise:
+        return returns_BA, returns_BA
+    return normalised(returns_BA, action_BA, std_norm=settings.std_norm), returns_BA
+
+
+def token_rewards(scores_B: Tensor, action_BA: Tensor, kl_BA: Tensor | None, kl_coef: float) -> Tensor:
+    """(B, A): minus the KL penalty on every action, plus the score on the last action of the row."""
+    last_BA = action_BA & (action_BA.cumsum(1) == action_BA.sum(1, keepdim=True))
+    reward_BA = scores_B[:, None] * last_BA
+    if kl_BA is None or kl_coef == 0.0:
+        return reward_BA
+    return reward_BA - kl_coef * kl_BA.where(action_BA, 0.0)
+
+
+def returns_to_go(reward_BA: Tensor, gamma: float) -> Tensor:
+    """G_a = r_a + gamma G_{a+1}, over all positions (a gap between actions discounts too)."""
+    if gamma == 1.0:
+        return reward_BA.flip(1).cumsum(1).flip(1)
+    returns_BA = torch.empty_like(reward_BA)
+    running_B = reward_BA.new_zeros(reward_BA.shape[0])
+    for a in reversed(range(reward_BA.shape[1])):
+        running_B = reward_BA[:, a] + gamma * running_B
+        returns_BA[:, a] = running_B
+    return returns_BA
+
+
+def normalised(values_BA: Tensor, action_BA: Tensor, *, std_norm: bool = True) -> Tensor:
+    """Centred over all actions of the batch and, with `std_norm`, divided by their standard deviation."""
+    flat_N = values_BA[action_BA].double()
+    if not len(flat_N):
+        return values_BA
+    mean = flat_N.mean()
+    scale = flat_N.var(correction=0).clamp(min=1e-8).rsqrt() if std_norm else 1.0
+    return ((values_BA - mean) * scale).to(values_BA.dtype).where(action_BA, 0.0)

@@ -1,0 +1,34 @@
+"""Per-token losses to one number that adds up over micro-batches and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from openrlhf_ext.batch.types import Denominators
+
+
+def _token_mean(loss_BA: Tensor, action_BA: Tensor, denominators: Denominators) -> Tensor:
+    """Every token counts the same (DAPO, Yu et al. 2025, arXiv:2503.14476)."""
+    return loss_BA.sum() / denominators.tokens
+
+
+def _seq_mean_token_mean(loss_BA: Tensor, action_BA: Tensor, denominators: Denominators) -> Tensor:
+    """Every sequence counts the same, its tokens averaged (GRPO, Shao et al. 2024, arXiv:2402.03300)."""
+    return (loss_BA.sum(1) / action_BA.sum(1).clamp(min=1)).sum() / denominators.sequences
+
+
+AGGREGATIONS: Mapping[str, Callable[[Tensor, Tensor, Denominators], Tensor]] = {
+    "token-mean": _token_mean,
+    "seq-mean-token-mean": _seq_mean_token_mean,
+}
+
+
+def aggregate(loss_BA: Tensor, action_BA: Tensor, denominators: Denominators, mode: str = "token-mean") -> Tensor:
+    """A scalar: this micro-batch's part of the step's mean. A micro-batch without actions gives 0.
+
+    The denominators are those of the whole optimizer step, so the parts of all micro-batches and
+    ranks are summed, never averaged. What the loss holds off actions is not read.
+    """
+    return AGGREGATIONS[mode](loss_BA.where(action_BA, 0.0), action_BA, denominators)

@@ -1,0 +1,92 @@
+"""Policy losses, per token. Their sum over a batch is taken in `ops.aggregate`.
+
+All have one signature. The action mask is among the arguments for losses whose ratio belongs to
+the sequence (GSPO); what they give off actions is never read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from openrlhf_ext.types import Metric
+
+# exp of it is finite in every float type in use; a token that far off is clipped anyway.
+LOG_RATIO_LIMIT = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyLossSettings:
+    kind: str = "ppo"  # a name in POLICY_LOSSES
+    clip_low: float = 0.2  # the ratio is clipped to [1 - clip_low, 1 + clip_high]
+    clip_high: float = 0.2
+    dual_clip: float | None = None  # above 1
+
+    def __post_init__(self) -> None:
+        assert self.clip_low >= 0.0 and self.clip_high >= 0.0
+        assert self.dual_clip is None or self.dual_clip > 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLoss:
+    """The loss of each token, and for the metrics the ratio and whether clipping took its gradient."""
+
+    loss_BA: Tensor
+    ratio_BA: Tensor  # detached
+    clipped_BA: Tensor  # bool
+
+
+PolicyLoss = Callable[[Tensor, Tensor, Tensor, Tensor, PolicyLossSettings], TokenLoss]
+
+
+def ppo(
+    logp_BA: Tensor, old_logp_BA: Tensor, advantages_BA: Tensor, action_BA: Tensor, settings: PolicyLossSettings
+) -> TokenLoss:
+    """PPO's clipped surrogate (Schulman et al. 2017, arXiv:1707.06347).
+
+    Unequal bounds are DAPO's clip-higher (Yu et al. 2025, arXiv:2503.14476). `dual_clip` c bounds
+    the loss of a token of negative advantage to -c A (Ye et al. 2020, arXiv:1912.09729).
+    """
+    ratio_BA = (logp_BA - old_logp_BA).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+    free_BA = ratio_BA * advantages_BA
+    bound_BA = ratio_BA.clamp(1 - settings.clip_low, 1 + settings.clip_high) * advantages_BA
+    gain_BA = torch.minimum(free_BA, bound_BA)
+    clipped_BA = bound_BA < free_BA
+    if settings.dual_clip is not None:
+        floor_BA = settings.dual_clip * advantages_BA
+        dual_BA = (advantages_BA < 0) & (gain_BA < floor_BA)
+        gain_BA = torch.where(dual_BA, floor_BA, gain_BA)
+        clipped_BA = clipped_BA | dual_BA
+    return TokenLoss(-gain_BA, ratio_BA.detach(), clipped_BA & action_BA)
+
+
+POLICY_LOSSES: Mapping[str, PolicyLoss] = {"ppo": ppo}
+
+
+def policy_loss(
+    logp_BA: Tensor, old_logp_BA: Tensor, advantages_BA: Tensor, action_BA: Tensor, settings: PolicyLossSettings
+) -> TokenLoss:
+    """The loss that the settings name. On the first step on a batch `old_logp_BA` may be `logp_BA.detach()`."""
+    return POLICY_LOSSES[settings.kind](logp_BA, old_logp_BA, advantages_BA, action_BA, settings)
+
+
+def policy_report(tokens: TokenLoss, logp_BA: Tensor, old_logp_BA: Tensor, action_BA: Tensor) -> dict[str, Metric]:
+    """`clip_fraction`, `ratio`, `ratio_max` and `policy_kl` (k1 of old against new); empty without actions."""
+    if not action_BA.numel():
+        return {}
+    ratio_BA = tokens.ratio_BA.where(action_BA, 0.0)
+    moved_BA = (old_logp_BA - logp_BA.detach()).where(action_BA, 0.0)
+    # One transfer for all of them: each would otherwise wait for the device by itself.
+    sums = torch.stack([action_BA.sum(), tokens.clipped_BA.sum(), ratio_BA.sum(), ratio_BA.amax(), moved_BA.sum()])
+    count, clipped, ratio, ratio_max, moved = sums.tolist()
+    if not count:
+        return {}
+    return {
+        "clip_fraction": Metric(clipped, count),
+        "ratio": Metric(ratio, count),
+        "ratio_max": Metric(ratio_max, count, "max"),
+        "policy_kl": Metric(moved, count),
+    }
