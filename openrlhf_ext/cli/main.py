@@ -1,0 +1,50 @@
+"""`openrlhf-ext COMMAND ...`: the console script. A command's module is imported when it is run."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+from openrlhf_ext.cli import boundary
+from openrlhf_ext.errors import ConfigError
+
+# name -> (module with main(argv) -> exit code, what it does)
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "rl": ("openrlhf_ext.cli.train_ppo_ray", "reinforcement learning from a reward function"),
+    "sft": ("openrlhf_ext.cli.train_sft", "supervised fine-tuning"),
+    "tiny-model": ("openrlhf_ext.cli.tiny_model", "build a tiny model and its tokenizer, without a network"),
+}
+
+
+def dispatch(argv: Sequence[str]) -> int:
+    """Run the command that `argv` names. Raises ConfigError on a name that is not there."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print("usage: openrlhf-ext COMMAND ...\n")
+        for name, (_, words) in COMMANDS.items():
+            print(f"  {name:<12}{words}")
+        print("\nopenrlhf-ext COMMAND --help lists the flags of a command.")
+        return 0
+    command, *rest = argv
+    if command not in COMMANDS:
+        from openrlhf_ext.config.nearest import nearest
+
+        near = nearest(command, COMMANDS, dashes=False)
+        ask = f"did you mean {near}" if near else f"the commands are {', '.join(COMMANDS)}"
+        raise ConfigError(f"openrlhf-ext {command}: there is no such command; {ask}.")
+    if "--help" in rest or "-h" in rest:
+        from openrlhf_ext import config
+        from openrlhf_ext.cli.help import answer_help
+
+        if command in config.COMMANDS:
+            answer_help(command, rest)
+            return 0
+    return importlib.import_module(COMMANDS[command][0]).main(rest)
+
+
+def main() -> NoReturn:
+    boundary.run(dispatch)
+
+
+if __name__ == "__main__":
+    main()
