@@ -138,9 +138,8 @@ def _fit(
         return None
     if settings.overlong == "truncate_left":
         counts["overlong_truncated"] += 1
-        kept = tuple(ids[-limit:])  # the end holds the question and the generation prompt
-        decoded = tokenizer.decode(kept, skip_special_tokens=False)
-        return kept, decoded if isinstance(decoded, str) else "".join(decoded)
+        kept = list(ids[-limit:])  # the end holds the question and the generation prompt
+        return tuple(kept), str(tokenizer.decode(kept, skip_special_tokens=False))
     raise DataError(
         f"{row.where} has a prompt of {len(ids)} tokens, more than the {limit} that fit: allow longer prompts, "
         "or choose to drop or to truncate the over-long ones."

@@ -127,7 +127,7 @@ def _typed(cells: list[str]) -> list[Any]:
                 return cells
             for cell in filled:
                 # "007" is a name and "1_000" is Python, neither is a number in a data file
-                if cell[:1] == "0" and cell[1:2].isdigit() or "_" in cell:
+                if (cell[:1] == "0" and cell[1:2].isdigit()) or "_" in cell:
                     return cells
                 convert(cell)
         except ValueError:

@@ -36,7 +36,7 @@ class PromptSource:
             raise DataError("there are no prompts to train on: give a data set with at least one.")
         if drop_last and len(prompts) < batch_size:
             raise DataError(
-                f"{len(prompts)} prompts are fewer than one batch of {batch_size}, and --data.drop_last drops them all: "
+                f"{len(prompts)} prompts are fewer than one batch of {batch_size}, and --data.drop_last drops them: "
                 "leave that flag out, or lower --rollout.batch_size."
             )
         self._prompts = tuple(prompts)

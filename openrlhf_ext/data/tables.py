@@ -9,17 +9,14 @@ at random, a source that ends starting again, until every source has been seen w
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openrlhf_ext.data.hub import HUB_NAME, check_on_hub
 from openrlhf_ext.data.readers import READERS, data_suffix
-from openrlhf_ext.errors import ConfigError, DataError
-
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+from openrlhf_ext.errors import ConfigError, DataError, missing_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +144,8 @@ def _read_with_datasets(
 ) -> list[dict[str, Any]]:
     import datasets
 
+    if not path.is_dir():
+        check_on_hub(name, "dataset")
     saved = path.is_dir() and any((path / f).is_file() for f in ("dataset_dict.json", "state.json"))
     try:
         if saved:
@@ -155,8 +154,7 @@ def _read_with_datasets(
             data = datasets.load_dataset(str(path) if path.is_dir() else name, data_dir=data_dir)
     except Exception as error:  # the library and the hub raise many kinds; to the user all mean the same
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        where = "a folder that `datasets` can load" if path.is_dir() else "a local path or a hub data set within reach"
-        raise DataError(f"{name} is not {where} ({reason}): check the name, or give a file.") from None
+        raise DataError(f"{name} cannot be loaded by `datasets` ({reason}): check it, or give a data file.") from None
     if isinstance(data, dict):
         if split not in data:
             raise DataError(f"{name} has no split {split!r}; the splits there are: {', '.join(map(str, data))}.")
@@ -164,13 +162,3 @@ def _read_with_datasets(
     if limit is not None:
         data = data.select(range(min(limit, len(data))))
     return data.with_format(None).to_list()
-
-
-def missing_file(path: Path) -> str:
-    """One sentence on a file that is not there, with the nearest name in its folder."""
-    folder = path.parent
-    if not folder.is_dir():
-        return f"{path} does not exist, nor does its folder {folder}: check the path."
-    near = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=1)
-    hint = f"did you mean {folder / near[0]}?" if near else "check the path."
-    return f"{path} does not exist: {hint}"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openrlhf_ext.data.hub import HUB_NAME, check_on_hub
 from openrlhf_ext.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,8 +23,10 @@ def load_tokenizer(path: str | Path, *, fast: bool = True, chat_template: str | 
     """
     from transformers import AutoTokenizer
 
-    if str(path).startswith(("/", ".", "~")) and not Path(path).expanduser().is_dir():
-        raise DataError(f"{path} is not a folder: give a model folder with a tokenizer, or a hub name.")
+    if not Path(path).is_dir():
+        if str(path).startswith(("/", ".", "~")) or not HUB_NAME.fullmatch(str(path)):
+            raise DataError(f"{path} is not a folder: give a model folder with a tokenizer, or a hub name.")
+        check_on_hub(str(path), "model")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, use_fast=fast, trust_remote_code=False)
     except Exception as error:  # transformers, tokenizers and the hub raise many kinds for a folder that is none
@@ -90,10 +93,13 @@ def as_messages(value: Any, where: str, column: str, role: str = "user") -> list
     """A string as one message of `role`, a list of messages as it is; DataError for anything else."""
     if isinstance(value, str):
         return [{"role": role, "content": value}]
-    if isinstance(value, Sequence) and value:
-        if all(isinstance(m, dict) and "role" in m and "content" in m for m in value):
-            # parquet and arrow give every message all fields: those that are null were not there
-            return [{name: field for name, field in m.items() if field is not None or name == "content"} for m in value]
+    if (
+        value
+        and isinstance(value, Sequence)
+        and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in value)
+    ):
+        # parquet and arrow give every message all fields: those that are null were not there
+        return [{name: field for name, field in m.items() if field is not None or name == "content"} for m in value]
     raise DataError(
         f"{where}: column {column!r} is neither a text nor a list of messages with 'role' and 'content' "
         f"(it is {type(value).__name__}: {str(value)[:60]!r})."
