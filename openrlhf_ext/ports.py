@@ -52,8 +52,8 @@ class LogprobRole(Protocol):
         ...
 
 
-class PolicyRole(LogprobRole, Protocol):
-    """The model in training."""
+class TrainRole(Protocol):
+    """A model in training, on however many ranks."""
 
     @property
     def ranks(self) -> int:
@@ -64,10 +64,6 @@ class PolicyRole(LogprobRole, Protocol):
         """Take these optimizer steps in order; the report is merged over steps and ranks."""
         ...
 
-    def publish(self, version: int) -> Report:
-        """Give the engines the present weights; the generator's version is `version` afterwards."""
-        ...
-
     def save(self, folder: Path) -> None:
         """Weights, optimizer, scheduler and RNG of every rank, resumable bit for bit."""
         ...
@@ -76,6 +72,14 @@ class PolicyRole(LogprobRole, Protocol):
 
     def export(self, folder: Path) -> None:
         """A Hugging Face folder (safetensors, config, tokenizer)."""
+        ...
+
+
+class PolicyRole(TrainRole, LogprobRole, Protocol):
+    """The policy: in training, and the engines sample from it."""
+
+    def publish(self, version: int) -> Report:
+        """Give the engines the present weights; the generator's version is `version` afterwards."""
         ...
 
 

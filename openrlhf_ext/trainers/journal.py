@@ -25,6 +25,8 @@ class StepLine(Protocol):
 
     def update(self, step: int, values: Mapping[str, float]) -> None: ...
 
+    def note(self, text: str) -> None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Cadence:
@@ -80,6 +82,10 @@ class Journal:
         report = self.clock.take()
         if evaluated:
             self._tracker.log(step, _values(report) | evaluated)
+
+    def note(self, text: str) -> None:
+        """Tell the user something that a figure alone would hide."""
+        self._line.note(text)
 
     def end_step(
         self,

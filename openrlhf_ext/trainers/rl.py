@@ -72,14 +72,13 @@ def train_rl(
 ) -> int:
     """Train until the prompts are used up; returns the last step. A step is a rollout step.
 
-    A step all of whose groups failed to be scored updates nothing, and its report has no policy figures.
+    A step all of whose groups failed to be scored updates nothing, and says so.
     Raises what the roles raise, and DataError where `resume` does not fit.
     """
     policy, clock = roles.policy, journal.clock
-    step = 0 if resume is None else restore(resume, prompts, policy)
+    step, version = (0, 0) if resume is None else restore(resume, prompts, policy)
     with clock("publish"):
-        policy.publish(step)
-    published = step
+        policy.publish(version)
     journal.begin(step, resume.state if resume else None)
     source = RolloutSource(
         prompts, roles.generator, roles.reward, sampling=settings.sampling, seed=settings.seed, clock=clock
@@ -88,7 +87,8 @@ def train_rl(
         step += 1
         if rollout_folder is not None:
             write_rollouts(rollout_folder, step, sampled.epoch, sampled.groups, sampled.failed)
-        reports: list[Report] = [rollout_report(sampled, published)]
+        reports: list[Report] = [rollout_report(sampled, version)]
+        updates: list[OptimizerStep] = []
         if sampled.groups:
             batch = token_batch(sampled.rollouts, settings.pad_id)
             with clock("infer"):
@@ -99,24 +99,27 @@ def train_rl(
             with clock("update"):
                 reports.append(under("policy", policy.update(updates)))
             with clock("publish"):
-                reports.append(under("publish", policy.publish(step)))
-            published = step
-            reports.append(signal_report(batch, signals, len(updates), settings))
+                version = step
+                reports.append(under("publish", policy.publish(version)))
+            reports.append(signal_report(batch, signals, settings))
+        else:
+            journal.note(f"step {step}: no group could be scored, so the policy stays as it is")
+        reports.append({"policy/optimizer_steps": Metric(len(updates), reduction="sum")})
         journal.end_step(
             step,
             merge_reports(reports),
             tokens=sampled.tokens_by_phase,
             write=lambda folder: policy.save(folder / "policy"),
-            state={"prompts": sampled.prompts_state},
+            state={"prompts": sampled.prompts_state, "version": version},
         )
     return step
 
 
-def restore(resume: Checkpoint, prompts: PromptSource, policy: PolicyRole) -> int:
-    """Put the policy and the prompts back where the checkpoint has them; returns its step."""
+def restore(resume: Checkpoint, prompts: PromptSource, policy: PolicyRole) -> tuple[int, int]:
+    """Put the policy and the prompts back where the checkpoint has them; returns its step and weight version."""
     prompts.restore(resume.state["prompts"])
     policy.load(resume.path / "policy")
-    return resume.step
+    return resume.step, resume.state["version"]
 
 
 def infer(batch: TokenBatch, settings: RLSettings, roles: RLRoles) -> Signals:
@@ -162,8 +165,7 @@ def split(experience: Experience, settings: RLSettings, ranks: int, step: int) -
     return train_steps(experience, by_rank, batch_size=settings.batch_size, epochs=settings.epochs, seed=seed)
 
 
-def signal_report(batch: TokenBatch, signals: Signals, updates: int, settings: RLSettings) -> Report:
-    """The KL that the reward was charged for, and how many optimizer steps were taken."""
-    report = {"policy/optimizer_steps": Metric(updates, reduction="sum")}
+def signal_report(batch: TokenBatch, signals: Signals, settings: RLSettings) -> Report:
+    """The KL that the reward was charged for, as the mean over actions."""
     kl_BA = reward_kl(signals, settings)
-    return report if kl_BA is None else {**report, "policy/kl": token_mean(kl_BA, batch.action_BA)}
+    return {} if kl_BA is None else {"policy/kl": token_mean(kl_BA, batch.action_BA)}

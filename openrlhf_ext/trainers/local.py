@@ -1,0 +1,46 @@
+"""A model in training in this very process: the supervised loop on one device needs no workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from openrlhf_ext.batch.partition import SplitSettings
+from openrlhf_ext.batch.split import inference_split, scatter_rows
+from openrlhf_ext.batch.types import OptimizerStep, TokenBatch
+from openrlhf_ext.ports import Objective, TrainEngine
+from openrlhf_ext.trainers.shards import run_steps
+from openrlhf_ext.types import Report
+
+
+class LocalRole:
+    """One engine of one rank as a `TrainRole` and `LogprobRole`. `split` cuts the batches of `logprobs`."""
+
+    def __init__(self, engine: TrainEngine, objective: Objective, split: SplitSettings) -> None:
+        assert engine.world_size == 1, "several ranks are a worker group"
+        self._engine = engine
+        self._objective = objective
+        self._split = split
+
+    @property
+    def ranks(self) -> int:
+        return 1
+
+    def update(self, steps: Sequence[OptimizerStep]) -> Report:
+        return run_steps(self._engine, [shard for (shard,) in steps], self._objective)
+
+    def logprobs(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
+        (micros,) = inference_split(batch, self._split)
+        outputs = [self._engine.forward(micro, temperature) for micro in micros]
+        return scatter_rows(micros, outputs, *batch.action_BA.shape)
+
+    def save(self, folder: Path) -> None:
+        self._engine.save(folder)
+
+    def load(self, folder: Path) -> None:
+        self._engine.load(folder)
+
+    def export(self, folder: Path) -> None:
+        self._engine.export(folder)
