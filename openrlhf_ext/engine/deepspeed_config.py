@@ -1,0 +1,62 @@
+"""An EngineSpec in DeepSpeed's own words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from openrlhf_ext.engine.spec import EngineSpec
+
+REDUCE_BUCKET_ELEMENTS = 100_000_000
+"""Gradients travel in buckets of this size (400 MB in float32); DeepSpeed's default takes 2 GB per rank."""
+
+
+def effective_stage(spec: EngineSpec) -> int:
+    """The ZeRO stage that DeepSpeed runs.
+
+    Half precision at stage 0 runs as stage 1: the same arithmetic with float32 master weights, of which
+    each rank holds a part. (DeepSpeed's plain half-precision optimizer gives float16 no loss scale.) A
+    frozen model is sharded (3) or whole (0).
+    """
+    if not spec.trainable:
+        return 3 if spec.zero_stage == 3 or spec.param_offload else 0
+    if spec.zero_stage == 0 and spec.dtype != "fp32":
+        return 1
+    return spec.zero_stage
+
+
+def deepspeed_config(spec: EngineSpec, world_size: int, hidden_size: int) -> dict[str, Any]:
+    """The configuration for `deepspeed.initialize` (and, at stage 3, for transformers while it loads)."""
+    stage = effective_stage(spec)
+    on_cpu = {"device": "cpu", "pin_memory": True}
+    zero: dict[str, Any] = {
+        "stage": stage,
+        # Without managed accumulation DeepSpeed cannot overlap what it only reduces in `step`.
+        "overlap_comm": spec.overlap_comm and stage >= 2,
+        "reduce_bucket_size": REDUCE_BUCKET_ELEMENTS,
+        "round_robin_gradients": stage == 2,
+    }
+    if spec.adam_offload and stage > 0:
+        zero["offload_optimizer"] = on_cpu
+    if stage == 3:
+        # Norms and biases stay whole on every rank; matrices do not, however small the model.
+        zero["stage3_param_persistence_threshold"] = 10 * hidden_size
+        zero["zero_hpz_partition_size"] = spec.zpg
+        if spec.param_offload:
+            zero["offload_param"] = on_cpu
+    config: dict[str, Any] = {
+        "train_batch_size": world_size,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        # `step` is the boundary, after however many backward passes: nobody has to announce the last one.
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": 0.0 if stage == 0 else spec.max_norm,  # stage 0: see _clip in the engine
+        "zero_optimization": zero,
+        "bf16": {"enabled": spec.dtype == "bf16"},
+        "fp16": {"enabled": spec.dtype == "fp16"},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": None,
+    }
+    if spec.grad_accum_dtype is not None:
+        config["data_types"] = {"grad_accum_dtype": spec.grad_accum_dtype}
+    return config

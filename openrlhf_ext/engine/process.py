@@ -1,0 +1,43 @@
+"""What a process needs before it can be one rank of a model."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+
+from openrlhf_ext.device import Device
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=60)
+"""How long a rank waits for the others: the slowest phase between two collectives (another model's turn) is shorter."""
+
+
+def init_process(
+    device: Device, rank: int, world_size: int, local_rank: int, master_addr: str, master_port: int
+) -> None:
+    """Join the process group of this device's backend, once per process, and prepare DeepSpeed for it.
+
+    `local_rank` counts the devices that this process sees.
+    """
+    if torch.distributed.is_initialized():
+        assert (torch.distributed.get_rank(), torch.distributed.get_world_size()) == (rank, world_size)
+        return
+    os.environ.update(device.environment())
+    os.environ.update(device.rendezvous_environment(master_addr))
+    os.environ.update(
+        MASTER_ADDR=master_addr,
+        MASTER_PORT=str(master_port),
+        RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_RANK=str(local_rank),
+    )
+    device.select(local_rank)
+    torch.distributed.init_process_group(
+        device.collective, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT
+    )
+    import deepspeed  # after the environment: it looks for its accelerator when it is imported
+
+    # Its shared-memory collectives are compiled at the first use: 20 s, or a crash without ninja.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(device.collective, auto_mpi_discovery=False, dist_init_required=False)

@@ -1,0 +1,142 @@
+"""A causal language model that answers with log-probabilities of the tokens that were sampled.
+
+Shapes: B rows, T tokens, A = T - 1 action positions (position a predicts token a + 1), S tokens of
+all rows behind each other, N selected positions, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from openrlhf_ext.errors import DataError
+from openrlhf_ext.models.load import load_causal_lm
+from openrlhf_ext.models.spec import ModelSpec
+from openrlhf_ext.ops.logprobs import chunked_logprobs
+from openrlhf_ext.ports import ModelOutput
+
+
+class PolicyModel(nn.Module):
+    """A Hugging Face causal LM whose output is `ModelOutput`: the logits of a batch never exist at once."""
+
+    def __init__(self, model: PreTrainedModel, spec: ModelSpec):
+        super().__init__()
+        self.spec = spec
+        self.model = model
+        self.head = _LogprobHead.take_over(model, spec.logprob_chunk)
+        if spec.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": spec.reentrant})
+            if spec.reentrant:  # its blocks propagate no gradient unless their input asks for one
+                model.enable_input_require_grads()
+
+    @classmethod
+    def load(cls, spec: ModelSpec) -> PolicyModel:
+        """Raises DataError for a folder that is not a safetensors model that can be used."""
+        return cls(load_causal_lm(spec), spec)
+
+    def forward(
+        self, tokens_BT: Tensor, lengths_B: Tensor, action_BA: Tensor, temperature: float = 1.0, entropy: bool = False
+    ) -> ModelOutput:
+        """Log-probs (and entropies, in nats) of the actions under logits / temperature, zero elsewhere.
+
+        Rows are padded on the right: causal attention never sees the padding, so no mask is needed.
+        """
+        # A micro-batch without actions still sends one position through the head, weighted by zero: every
+        # parameter takes part in every backward, or sharded ranks would wait for each other's gradients.
+        selected_BA = action_BA if bool(action_BA.any()) else _one_position(action_BA)
+        hidden_NH = self._hidden_states(tokens_BT, lengths_B, selected_BA)
+        logp_N, entropy_N = self.head(hidden_NH, tokens_BT[:, 1:][selected_BA], temperature, entropy)
+        if selected_BA is not action_BA:
+            logp_N, entropy_N = logp_N * 0.0, None if entropy_N is None else entropy_N * 0.0
+        return ModelOutput(
+            _scatter(logp_N, selected_BA), None if entropy_N is None else _scatter(entropy_N, selected_BA)
+        )
+
+    def _hidden_states(self, tokens_BT: Tensor, lengths_B: Tensor, selected_BA: Tensor) -> Tensor:
+        """(N, H) last hidden states at the selected positions, in row-major order."""
+        base = self.model.base_model
+        if not self.spec.packing or tokens_BT.shape[0] == 1:
+            hidden_BTH = base(input_ids=tokens_BT, use_cache=False).last_hidden_state
+            return hidden_BTH[:, :-1][selected_BA]
+        position_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+        real_BT = position_T < lengths_B[:, None]
+        # Positions that start again at 0 are how transformers knows where a packed row begins.
+        position_1S = position_T.expand_as(tokens_BT)[real_BT][None]
+        hidden_SH = base(
+            input_ids=tokens_BT[real_BT][None], position_ids=position_1S, use_cache=False
+        ).last_hidden_state[0]
+        selected_BT = F.pad(selected_BA, (0, 1))
+        return hidden_SH[selected_BT[real_BT]]
+
+
+class _LogprobHead(nn.Linear):
+    """The model's own output projection, which can also answer with log-probs of targets.
+
+    All chunks pass through one call of this module: ZeRO-3 gathers its weight once a call, and ranks
+    with different numbers of chunks would otherwise gather different numbers of times.
+    """
+
+    chunk: int
+    finish: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def take_over(cls, model: PreTrainedModel, chunk: int) -> _LogprobHead:
+        head = model.get_output_embeddings()
+        if type(head) is not nn.Linear:
+            raise DataError(
+                f"{type(model).__name__} has an output head of type {type(head).__name__}, which log-probs cannot "
+                "be computed from in chunks: use a model with a linear lm_head."
+            )
+        head.__class__ = cls
+        taken = cast(_LogprobHead, head)
+        taken.chunk, taken.finish = chunk, logit_transform(model.config)
+        return taken
+
+    def forward(  # type: ignore[override]
+        self, hidden_NH: Tensor, targets_N: Tensor | None = None, temperature: float = 1.0, entropy: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor | None]:
+        if targets_N is None:
+            return super().forward(hidden_NH)
+        return chunked_logprobs(
+            hidden_NH, self._logits, targets_N, chunk=self.chunk, temperature=temperature, entropy=entropy
+        )
+
+    def _logits(self, hidden_NH: Tensor) -> Tensor:
+        return self.finish(F.linear(hidden_NH, self.weight, self.bias))
+
+
+def logit_transform(config: PreTrainedConfig) -> Callable[[Tensor], Tensor]:
+    """What an architecture does to its logits after the projection. Raises DataError for one we do not know."""
+    text = config.get_text_config()
+    cap = getattr(text, "final_logit_softcapping", None)
+    if cap:  # Gemma 2 (arXiv:2408.00118, section 2)
+        return lambda logits_NV: torch.tanh(logits_NV / cap) * cap
+    scale = getattr(text, "logit_scale", None)
+    scaling = getattr(text, "logits_scaling", None)
+    if scale is not None and text.model_type.startswith("cohere"):
+        return lambda logits_NV: logits_NV * scale
+    if scaling is not None and text.model_type.startswith("granite"):
+        return lambda logits_NV: logits_NV / scaling
+    if scale is not None or scaling is not None:
+        raise DataError(
+            f"A {text.model_type} model scales its logits in a way that is not known here: use another architecture."
+        )
+    return lambda logits_NV: logits_NV
+
+
+def _one_position(action_BA: Tensor) -> Tensor:
+    selected_BA = torch.zeros_like(action_BA)
+    selected_BA[0, 0] = True
+    return selected_BA
+
+
+def _scatter(values_N: Tensor, selected_BA: Tensor) -> Tensor:
+    """(B, A) float32 with the values where selected, in row-major order, and zero elsewhere."""
+    return torch.zeros(selected_BA.shape, dtype=torch.float32, device=values_N.device).masked_scatter(
+        selected_BA, values_N.float()
+    )

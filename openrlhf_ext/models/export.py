@@ -1,0 +1,81 @@
+"""Weights in buckets, and the Hugging Face folder written from them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel
+
+from openrlhf_ext.errors import DataError
+
+SHARD_BYTES = 4 << 30
+
+
+def plan_buckets(sizes: Sequence[int], bucket_bytes: int) -> list[slice]:
+    """Consecutive runs of at most `bucket_bytes` each (or a single larger item)."""
+    assert bucket_bytes > 0, "a bucket holds something"
+    starts, used = [0], 0
+    for index, size in enumerate(sizes):
+        if used and used + size > bucket_bytes:
+            starts.append(index)
+            used = 0
+        used += size
+    return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(sizes)], strict=True)]
+
+
+def write_model_folder(
+    model: PreTrainedModel, source: str, folder: Path, buckets: Iterable[list[tuple[str, Tensor]]], shards: int
+) -> None:
+    """A folder that transformers and vLLM load, from `shards` buckets of full weights; it appears whole or not at all.
+
+    Config and generation config are the model's, the tokenizer is that of `source`. Only one bucket
+    is in memory at a time. An older folder of that name is replaced.
+    """
+    folder = folder.absolute()
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    _write_shards(partial, buckets, shards)
+    model.config.save_pretrained(partial)
+    if model.can_generate() and model.generation_config is not None:
+        model.generation_config.save_pretrained(partial)
+    try:
+        AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(partial)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{source} has no tokenizer that can be exported with the model: add its files.") from error
+    _replace(partial, folder)
+
+
+def _write_shards(partial: Path, buckets: Iterable[list[tuple[str, Tensor]]], shards: int) -> None:
+    weight_map: dict[str, str] = {}
+    total = 0
+    for index, bucket in enumerate(buckets, start=1):
+        name = "model.safetensors" if shards == 1 else f"model-{index:05d}-of-{shards:05d}.safetensors"
+        tensors = {key: tensor.detach().to("cpu").contiguous() for key, tensor in bucket}
+        save_file(tensors, partial / name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, name)
+        total += sum(tensor.nbytes for tensor in tensors.values())
+    if shards > 1:
+        index_file = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (partial / "model.safetensors.index.json").write_text(json.dumps(index_file, indent=2) + "\n")
+
+
+def _replace(partial: Path, folder: Path) -> None:
+    """Rename `partial` to `folder`; a reader sees the old folder, none for an instant, or the new one."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def named_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Parameters under their Hugging Face names, a tied one once (the embedding comes before the head)."""
+    yield from model.named_parameters(remove_duplicate=True)

@@ -1,0 +1,82 @@
+"""Reading a causal language model from a folder or the hub: safetensors only, no code of the model's author."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import WeightConverter
+
+from openrlhf_ext.errors import DataError
+from openrlhf_ext.models.spec import ModelSpec, torch_dtype
+
+
+def load_config(path: str) -> PreTrainedConfig:
+    """The architecture of a model. Raises DataError where there is none that a causal LM can be built from."""
+    folder = Path(path)
+    if not folder.is_dir():
+        if folder.exists():
+            raise DataError(f"{path} is a file, not a model: give the folder that holds its config.json.")
+        if path.startswith(("/", ".", "~")) or path.count("/") > 1:
+            raise DataError(f"{path} does not exist: give a folder with config.json and *.safetensors, or a hub id.")
+    elif not (folder / "config.json").is_file():
+        raise DataError(f"{path} has no config.json: give the folder of a Hugging Face model.")
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"The model {path} cannot be read ({_first_sentence(error)}): check its config.json."
+        ) from error
+    if getattr(config, "vision_config", None) is not None:
+        raise DataError(f"{path} is a vision-language model, which is not supported: give a text-only causal LM.")
+    return config
+
+
+def load_causal_lm(spec: ModelSpec) -> PreTrainedModel:
+    """The model in `spec.dtype`, every weight from its safetensors files.
+
+    Raises DataError where weights are missing (transformers would draw them at random) or not safetensors.
+    """
+    config = load_config(spec.path)
+    folder = Path(spec.path)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        others = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth"))
+        found = (
+            f"only pickle weights ({others[0]}), which are not loaded because they can run code"
+            if others
+            else "no weights"
+        )
+        raise DataError(f"{spec.path} has {found}: give a model with *.safetensors files.")
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            spec.path,
+            config=config,
+            dtype=torch_dtype(spec.dtype),
+            attn_implementation=spec.attn_implementation,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise DataError(
+            f"The weights of {spec.path} cannot be loaded ({_first_sentence(error)}): are its files complete?"
+        ) from error
+    model, loading = loaded
+    if loading["missing_keys"]:
+        missing = sorted(loading["missing_keys"])
+        raise DataError(
+            f"{spec.path} lacks {len(missing)} of its weights ({missing[0]}, ...): check that its files are complete."
+        )
+    if any(isinstance(used, WeightConverter) for used in getattr(model, "_weight_conversions", None) or ()):
+        raise DataError(
+            f"A {config.model_type} model stores other tensors than it computes with, which cannot be published to an "
+            "engine: use a dense architecture."
+        )
+    return model
+
+
+def _first_sentence(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].split(". ")[0].rstrip(".:") if lines else type(error).__name__
