@@ -23,15 +23,8 @@ def batches(draw, smallest_group=1):
     n = len(group)
     scores = draw(st.lists(st.integers(-20, 20).map(lambda x: x / 8), min_size=n, max_size=n))
     action = draw(st.lists(st.lists(st.booleans(), min_size=A, max_size=A), min_size=n, max_size=n))
-    kl = draw(
-        st.lists(st.lists(st.integers(-8, 8).map(lambda x: x / 16), min_size=A, max_size=A), min_size=n, max_size=n)
-    )
-    return (
-        torch.tensor(scores, dtype=torch.float64),
-        torch.tensor(group),
-        torch.tensor(action),
-        torch.tensor(kl).double(),
-    )
+    kl = draw(st.lists(st.lists(st.integers(-8, 8), min_size=A, max_size=A), min_size=n, max_size=n))
+    return torch.tensor(scores).double(), torch.tensor(group), torch.tensor(action), torch.tensor(kl).double() / 16
 
 
 def shaped(estimator, scores, group, b):
@@ -58,15 +51,12 @@ def slow_reference(scores_B, group_B, action_BA, kl_BA, settings):
         for a in actions:
             rewards = {x: -settings.kl_coef * kl[b][x] + (score if x == actions[-1] else 0.0) for x in actions}
             returns[b][a] = sum(settings.gamma ** (x - a) * r for x, r in rewards.items() if x >= a)
-    result = [list(row) for row in returns]
+    result_BA, returns_BA = torch.tensor(returns, dtype=torch.float64), torch.tensor(returns, dtype=torch.float64)
     flat = [returns[b][a] for b in range(len(scores)) for a in range(A) if action[b][a]]
     if settings.estimator in ("reinforce", "reinforce_baseline") and flat:
         std = max(statistics.pvariance(flat), 1e-8) ** 0.5 if settings.std_norm else 1.0
-        for b in range(len(scores)):
-            result[b] = [
-                (x - statistics.mean(flat)) / std if on else 0.0 for x, on in zip(result[b], action[b], strict=True)
-            ]
-    return torch.tensor(result, dtype=torch.float64), torch.tensor(returns, dtype=torch.float64)
+        result_BA[action_BA] = torch.tensor([(x - statistics.mean(flat)) / std for x in flat], dtype=torch.float64)
+    return result_BA, returns_BA
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
