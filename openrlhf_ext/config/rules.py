@@ -213,8 +213,9 @@ def colocated_roles_have_equal_ranks(config: RLConfig, explicit: Explicit) -> It
 
 def budgets_need_dynamic_batches(config: RLConfig, explicit: Explicit) -> Iterator[Violation]:
     for path in ("train.max_tokens_per_gpu", "rollout.max_tokens_per_gpu"):
-        if path in explicit and get(config, path) is not None and not config.train.dynamic_batch_enable:
-            yield Violation(f"--{path}", get(config, path), "it has no effect without --train.dynamic_batch_enable")
+        value, default = get(config, path), flags_of(RLConfig)[path].default
+        if value != default and not config.train.dynamic_batch_enable:
+            yield Violation(f"--{path}", value, "it has no effect without --train.dynamic_batch_enable")
 
 
 def one_weight_for_each_reward(config: RLConfig, explicit: Explicit) -> Iterator[Violation]:

@@ -1,0 +1,199 @@
+"""Every difference between our flags and those of OpenRLHF 0.11.2's command lines, with its reason.
+
+`openrlhf_0_11_2_flags.json` holds the facts: names, types, defaults and choices, read from its wheel.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openrlhf_ext.config import COMMANDS, Flag, flags_of, parse
+from openrlhf_ext.errors import ConfigError
+
+THEIRS = json.loads((Path(__file__).parent / "openrlhf_0_11_2_flags.json").read_text(encoding="utf-8"))["clis"]
+THEIR_COMMAND = {"rl": "train_ppo_ray", "sft": "train_sft"}
+
+DATED = "chosen when the run starts, so that two parses of one command line are equal"
+FP32 = "float32 for CPUs and exact tests"
+ONE_FORM = "always a list, so its readers know one form"
+GB = "a number of GB may be a fraction"
+
+# (command, flag, what differs): (theirs, ours, why)
+DIFFERENCES: dict[tuple[str, str, str], tuple[Any, Any, str]] = {
+    ("rl", "algo.advantage.estimator", "default"): ("gae", "reinforce", "gae needs the critic, which is not here yet"),
+    ("rl", "vllm.num_engines", "default"): (None, 1, "rollouts always come from an engine; None fails in OpenRLHF"),
+    ("rl", "vllm.num_engines", "type"): ("int or None", "int", "the same"),
+    ("rl", "logger.wandb.run_name", "default"): ("(dated)", None, DATED),
+    ("rl", "logger.wandb.run_name", "type"): ("str", "str or None", DATED),
+    ("sft", "logger.wandb.run_name", "default"): ("(dated)", None, DATED),
+    ("sft", "logger.wandb.run_name", "type"): ("str", "str or None", DATED),
+    ("rl", "ds.param_dtype", "choices"): (["bf16", "fp16"], ["bf16", "fp16", "fp32"], FP32),
+    ("sft", "ds.param_dtype", "choices"): (["bf16", "fp16"], ["bf16", "fp16", "fp32"], FP32),
+    ("rl", "ds.grad_accum_dtype", "choices"): (None, ["bf16", "fp16", "fp32"], "a wrong name fails at once"),
+    ("sft", "ds.grad_accum_dtype", "choices"): (None, ["bf16", "fp16", "fp32"], "a wrong name fails at once"),
+    ("rl", "ds.zero_stage", "choices"): (None, [0, 1, 2, 3], "another stage fails at once"),
+    ("sft", "ds.zero_stage", "choices"): (None, [0, 1, 2, 3], "another stage fails at once"),
+    ("rl", "ds.lora.target_modules", "default"): ("all-linear", ["all-linear"], ONE_FORM),
+    ("sft", "ds.lora.target_modules", "default"): ("all-linear", ["all-linear"], ONE_FORM),
+    ("rl", "algo.advantage.is_correction_threshold", "arity"): (
+        "1 or more",
+        "any number",
+        "refused but for its default",
+    ),
+    ("sft", "ckpt.max_mem", "type"): ("int", "float", GB),
+    ("sft", "data.input_template", "type"): ("str", "str or None", "None is no template, as in rl"),
+}
+
+EVERY = "every command runs on the CPU or the GPU that was asked for"
+CLUSTER = "which Ray cluster, and who may reach it"
+OURS = {
+    "rl": {
+        "device.type": EVERY,
+        "ray.address": CLUSTER,
+        "ray.bind": CLUSTER,
+        "reward.weights": "several reward sources at once",
+        "reward.on_error": "what a failed reward does is a choice, never a silent zero",
+        "reward.timeout_s": "user code has a time limit",
+        "reward.max_retries": "and is tried again",
+        "data.drop_last": "the last short batch is a step unless this is set",
+        "data.overlong_prompt": "what happens to a prompt without room is a named rule",
+        "rollout.top_k": "vLLM's sampling",
+        "rollout.min_p": "vLLM's sampling",
+        "rollout.stop": "vLLM's sampling",
+        "vllm.kv_cache_gb": "engines on a CPU",
+        "vllm.threads": "engines on a CPU",
+        "vllm.sync_bucket_mb": "weights travel in buckets",
+        "ds.logprob_chunk_size": "full logits are never in memory",
+        "logger.metrics_file": "metrics on disk",
+        "logger.rollout_dir": "rollouts on disk",
+    },
+    "sft": {
+        "device.type": EVERY,
+        "ray.address": CLUSTER,
+        "ray.bind": CLUSTER,
+        "model.num_nodes": "OpenRLHF reads it from the deepspeed launcher, which we do not need",
+        "model.num_gpus_per_node": "OpenRLHF reads it from the deepspeed launcher, which we do not need",
+        "ds.logprob_chunk_size": "full logits are never in memory",
+        "logger.metrics_file": "metrics on disk",
+    },
+}
+
+NUMBERS = {"inf": float("inf"), "100000000.0": 100_000_000}
+
+
+def theirs(command: str) -> dict[str, dict[str, Any]]:
+    """Their flags by path; `--x.no_y` spells `x.y` false and is no field of its own."""
+    return {row["flag"].removeprefix("--"): row for row in THEIRS[THEIR_COMMAND[command]] if "dest" not in row}
+
+
+def their_default(row: dict[str, Any]) -> Any:
+    default = row.get("default", False if row.get("action") == "store_true" else None)
+    if isinstance(default, dict):
+        number = re.search(r"inf|100000000\.0", default["expr"])
+        return NUMBERS[number.group()] if number else "(dated)"
+    return default
+
+
+def facts_of_theirs(row: dict[str, Any]) -> dict[str, Any]:
+    kind = "bool" if row.get("action") == "store_true" else row["type"]
+    optional = their_default(row) is None
+    arity = {None: "one", "*": "any number", "+": "1 or more"}.get(row.get("nargs"), str(row.get("nargs")))
+    return {
+        "type": f"{kind} or None" if optional else kind,
+        "default": their_default(row),
+        "choices": row.get("choices"),
+        "arity": arity,
+    }
+
+
+def facts_of_ours(flag: Flag) -> dict[str, Any]:
+    _, most = flag.arity
+    kind = "bool" if flag.is_bool else flag.type_name.split(" ")[0].replace("text", "str")
+    choices = None
+    if "|" in kind and kind != "bool":
+        choices = [int(item) if item.isdigit() else item for item in kind.split("|")]
+        kind = type(choices[0]).__name__
+    return {
+        "type": f"{kind} or None" if flag.is_optional else kind,
+        "default": list(flag.default) if isinstance(flag.default, tuple) else flag.default,
+        "choices": choices,
+        "arity": "any number" if most is None else "one" if most == 1 else str(most),
+    }
+
+
+def differences(command: str) -> dict[tuple[str, str, str], tuple[Any, Any]]:
+    ours = flags_of(COMMANDS[command])
+    found = {}
+    for path, row in theirs(command).items():
+        if path in ours:
+            a, b = facts_of_theirs(row), facts_of_ours(ours[path])
+            found |= {(command, path, fact): (a[fact], b[fact]) for fact in a if a[fact] != b[fact]}
+    return found
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_flag_of_theirs_is_missing(command: str):
+    assert not theirs(command).keys() - flags_of(COMMANDS[command]).keys()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_difference_has_a_reason(command: str):
+    listed = {key: row[:2] for key, row in DIFFERENCES.items() if key[0] == command}
+    assert differences(command) == listed
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_of_ours_has_a_reason(command: str):
+    assert flags_of(COMMANDS[command]).keys() - theirs(command).keys() == OURS[command].keys()
+
+
+def test_the_facts_are_complete():
+    assert {name: len(THEIRS[cli]) for name, cli in THEIR_COMMAND.items()} == {"rl": 167, "sft": 77}
+
+
+REQUIRED = {
+    "rl": "--actor.model_name_or_path m --data.prompt_dataset d --reward.remote_url r.py --actor.num_gpus_per_node 1",
+    "sft": "--model.model_name_or_path m --data.dataset d",
+}
+
+
+def other_value(flag: Flag) -> list[str]:
+    """A value of the flag's type that is not its default."""
+    if flag.is_bool:
+        return [str(not flag.default).lower()]
+    if "|" in flag.type_name:
+        return [next(item for item in flag.type_name.split("|") if item != str(flag.default))]
+    count = max(flag.arity[0], 1)
+    return ["7" if "text" not in flag.type_name else "other"] * count
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_is_not_here_is_refused_by_name(command: str):
+    for flag in flags_of(COMMANDS[command]).values():
+        if flag.refused:
+            with pytest.raises(ConfigError, match=re.escape(f"--{flag.path} ")) as caught:
+                parse(command, [*REQUIRED[command].split(), f"--{flag.path}", *other_value(flag)])
+            assert flag.refused in str(caught.value)
+        for value, reason in flag.refused_values.items():
+            with pytest.raises(ConfigError, match=re.escape(reason)):
+                parse(command, [*REQUIRED[command].split(), f"--{flag.path}", value])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_their_defaults_given_as_flags_are_taken(command: str):
+    """A script that spells out OpenRLHF's defaults works, but for the listed differences."""
+    ours, argv = flags_of(COMMANDS[command]), REQUIRED[command].split()
+    differ = {path for _, path, _ in DIFFERENCES}
+    for path, row in theirs(command).items():
+        default = their_default(row)
+        if default is not None and path not in differ and path != "actor.num_gpus_per_node":
+            values = default if isinstance(default, list) else [default]
+            argv += [f"--{path}", *map(str, values)]
+    config = parse(command, argv).config
+    assert config.train.batch_size == 128
+    assert config.train.seed == ours["train.seed"].default
