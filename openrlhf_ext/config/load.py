@@ -97,6 +97,8 @@ def _resolved(tree: type, settings: Sequence[Setting]) -> Iterator[Setting | Vio
             yield Violation(item.origin, None, GONE[item.name])
         elif item.name in old_flags_of(tree):
             yield from _from_old_name(tree, item)
+        elif item.name in sections_of(tree) and item.values is None:
+            continue  # a section with nothing in it
         elif item.name in sections_of(tree):
             yield Violation(item.origin, None, f"it is a section; --help {item.name} lists its flags")
         else:
@@ -109,8 +111,8 @@ def _from_old_name(tree: type, item: Setting) -> Iterator[Setting | Violation | 
     flags, old = flags_of(tree), old_flags_of(tree)[item.name]
     # An old flag that set several models at once does not stumble over a model that is not here.
     targets = [path for path in old.targets if not flags[path].refused] or list(old.targets[:1])
-    if old.value is not None and item.values:
-        yield Violation(item.origin, " ".join(item.values), "it takes no value")
+    if old.value is not None and item.values and item.values != ("true",):
+        yield Violation(item.origin, " ".join(item.values), "it is a switch; leave it out to turn it off")
         return
     values = item.values if old.value is None else (old.value,)
     values = values and tuple(old.translate.get(text, text) for text in values)
