@@ -110,6 +110,6 @@ def _check_same(saved: dict[str, int], present: dict[str, int]) -> None:
     for name, value in present.items():
         if saved[name] != value:
             raise DataError(
-                f"the checkpoint was written with {name.replace('_', ' ')} {saved[name]} and this run has {value}, so its "
-                "examples would come in another order: give the same, or start anew without --ckpt.load_enable."
+                f"the checkpoint was written with {name.replace('_', ' ')} {saved[name]} and this run has {value}, so "
+                "the examples would come in another order: give the same, or start anew without --ckpt.load_enable."
             )

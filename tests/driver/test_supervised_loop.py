@@ -1,0 +1,163 @@
+"""The supervised loop over an in-memory engine: steps, epochs, resume, evaluation, learning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import PAD, BigramEngine, MemoryTracker, SilentLine
+
+from openrlhf_ext.batch.pad import token_batch
+from openrlhf_ext.batch.partition import SplitSettings
+from openrlhf_ext.batch.types import OptimizerStep
+from openrlhf_ext.errors import DataError
+from openrlhf_ext.track.checkpoints import CheckpointStore
+from openrlhf_ext.trainers.journal import Cadence, Journal
+from openrlhf_ext.trainers.local import LocalRole
+from openrlhf_ext.trainers.objectives import SftObjective
+from openrlhf_ext.trainers.supervised import (
+    SupervisedSettings,
+    rows_of_step,
+    sft_evaluation,
+    sft_step,
+    train_supervised,
+)
+from openrlhf_ext.types import Rollout
+
+
+def example(number: int) -> Rollout:
+    """A cycle 1 2 3 4 1 2 ... of some length, of which all but the first token are learned."""
+    tokens = tuple(1 + (number + i) % 4 for i in range(3 + number % 5))
+    return Rollout(
+        prompt_id=f"row-{number}",
+        sample=0,
+        token_ids=tokens,
+        action_mask=(False,) + (True,) * (len(tokens) - 1),
+        logprobs=(0.0,) * len(tokens),
+        text="",
+        finish_reason="stop",
+        versions=(0, 0),
+    )
+
+
+@dataclass
+class Job:
+    folder: Path
+    settings: SupervisedSettings = field(default_factory=lambda: SupervisedSettings(seed=3, batch_size=4, epochs=2))
+    examples: int = 10
+    cadence: Cadence = field(default_factory=Cadence)
+    split: SplitSettings = field(default_factory=lambda: SplitSettings(rows=2))
+    evaluates: bool = False
+    killed_in_step: int | None = None
+    lr: float = 1.0
+
+    def run(self, resume: bool = False) -> int:
+        self.tracker = MemoryTracker()
+        self.engine = BigramEngine(self.lr)
+        self.store = CheckpointStore(self.folder / "ckpt")
+        self.batches: list[list[str]] = []
+        role = LocalRole(self.engine, SftObjective(), self.split)
+        held_out = token_batch([example(number) for number in range(100, 108)], PAD)
+
+        def to_step(examples: Sequence[Rollout]) -> OptimizerStep:
+            self.batches.append([each.prompt_id for each in examples])
+            if len(self.batches) == self.killed_in_step:
+                raise KeyboardInterrupt
+            return sft_step(token_batch(examples, PAD), self.split, role.ranks)
+
+        examples = [example(number) for number in range(self.examples)]
+        journal = Journal(
+            self.cadence,
+            self.settings.total_steps(self.examples),
+            tracker=self.tracker,
+            line=SilentLine(),
+            store=self.store,
+            evaluate=(lambda: sft_evaluation(role, [held_out])) if self.evaluates else None,
+        )
+        checkpoint = self.store.latest() if resume else None
+        return train_supervised(self.settings, examples, to_step, role, journal, resume=checkpoint)
+
+    def metric(self, name: str) -> list[float]:
+        return [values[name] for _, values in self.tracker.lines if name in values]
+
+    @property
+    def trace(self) -> list[tuple[int, dict[str, float]]]:
+        clocks = ("seconds/", "tokens_per_second/")
+        lines = self.tracker.lines
+        return [(step, {k: v for k, v in values.items() if not k.startswith(clocks)}) for step, values in lines]
+
+
+def test_a_step_is_an_optimizer_step_and_every_epoch_visits_every_row(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    assert job.run() == 6  # 10 rows in batches of 4: three steps, the last of two rows
+    assert [len(batch) for batch in job.batches] == [4, 4, 2, 4, 4, 2]
+    first, second = list(chain(*job.batches[:3])), list(chain(*job.batches[3:]))
+    assert sorted(first) == sorted(second) == sorted(f"row-{i}" for i in range(10))
+    assert first != second
+    assert job.metric("train/epoch") == pytest.approx([1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2])
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    job = Job(tmp_path, settings=SupervisedSettings(seed=3, batch_size=4, epochs=6), evaluates=True, lr=5.0)
+    job.run()
+    before, after = job.metric("eval/loss")
+    assert before == pytest.approx(math.log(6), abs=0.2)
+    assert after < 0.3
+    assert job.metric("eval/perplexity")[-1] == pytest.approx(math.exp(after))
+    assert job.metric("train/loss")[-1] < 0.3
+
+
+@pytest.mark.parametrize("split", [SplitSettings(rows=1), SplitSettings(max_tokens=9), SplitSettings(rows=64)])
+def test_micro_batches_do_not_change_what_is_learned(tmp_path: Path, split: SplitSettings) -> None:
+    one, other = Job(tmp_path / "one"), Job(tmp_path / "other", split=split)
+    one.run()
+    other.run()
+    torch.testing.assert_close(one.engine.table, other.engine.table)
+    assert other.metric("train/loss") == pytest.approx(one.metric("train/loss"), rel=1e-5)
+
+
+@pytest.mark.parametrize("killed_in_step", [3, 6])
+def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(tmp_path: Path, killed_in_step: int) -> None:
+    shape = {"cadence": Cadence(save=2, evaluate=2, best="loss", best_is_lowest=True), "evaluates": True}
+    whole = Job(tmp_path / "whole", **shape)
+    whole.run()
+    broken = Job(tmp_path / "broken", killed_in_step=killed_in_step, **shape)
+    with pytest.raises(KeyboardInterrupt):
+        broken.run()
+    checkpoint = broken.store.latest()
+    assert checkpoint is not None
+    resumed = replace(broken, killed_in_step=None)
+    assert resumed.run(resume=True) == 6
+    assert resumed.batches == whole.batches[checkpoint.step :]
+    assert resumed.trace == [line for line in whole.trace if line[0] > checkpoint.step]
+    assert bool((resumed.engine.table == whole.engine.table).all())
+
+
+def test_the_lowest_loss_is_the_best(tmp_path: Path) -> None:
+    cadence = Cadence(evaluate=1, best="loss", best_is_lowest=True)
+    job = Job(tmp_path, cadence=cadence, evaluates=True, settings=SupervisedSettings(seed=1, batch_size=4, epochs=2))
+    job.run()
+    best = job.store.best()
+    assert best is not None
+    losses = job.metric("eval/loss")
+    assert best.step == losses.index(min(losses))
+
+
+def test_a_resume_with_another_batch_size_is_refused(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    job.run()
+    other = replace(job, settings=SupervisedSettings(seed=3, batch_size=5, epochs=2))
+    with pytest.raises(DataError, match="batch size 4 and this run has 5"):
+        other.run(resume=True)
+
+
+def test_the_rows_of_a_step_depend_on_the_seed_and_the_step_alone() -> None:
+    settings = SupervisedSettings(seed=5, batch_size=3, epochs=4)
+    assert rows_of_step(settings, 7, 4) == rows_of_step(settings, 7, 4)
+    assert sorted(chain(*(rows_of_step(settings, 7, step) for step in range(3, 6)))) == list(range(7))
+    assert rows_of_step(replace(settings, seed=6), 7, 4) != rows_of_step(settings, 7, 4)

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openrlhf_ext.errors import DataError
+from openrlhf_ext.track.rollouts import read_rollouts, write_rollouts
+from openrlhf_ext.types import FailedGroup, Prompt, Rollout, RolloutGroup, Score, ScoredRollout, ScoreFailure
+
+finite32 = st.floats(-50.0, 0.0, width=32)
+labels = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-9, 9), st.text(max_size=4)),
+    lambda inner: st.one_of(st.lists(inner, max_size=2), st.dictionaries(st.text(max_size=3), inner, max_size=2)),
+    max_leaves=4,
+)
+
+
+@st.composite
+def groups(draw: st.DrawFn) -> RolloutGroup:
+    number = draw(st.integers(0, 10**6))
+    prompt_ids = tuple(draw(st.lists(st.integers(0, 151_000), min_size=1, max_size=4)))
+    prompt = Prompt(f"p{number}", prompt_ids, draw(st.text(max_size=8)), draw(labels), "gsm", {"level": number})
+    members = []
+    for sample in range(draw(st.integers(1, 3))):
+        length = draw(st.integers(0, 4))
+        action = draw(st.lists(st.booleans(), min_size=length, max_size=length))  # tools' tokens are no actions
+        logprobs = [draw(finite32) if is_action else 0.0 for is_action in action]
+        rollout = Rollout(
+            prompt_id=prompt.id,
+            sample=sample,
+            token_ids=prompt_ids + tuple(draw(st.lists(st.integers(0, 9), min_size=length, max_size=length))),
+            action_mask=(False,) * len(prompt_ids) + tuple(action),
+            logprobs=(0.0,) * len(prompt_ids) + tuple(logprobs),
+            text=draw(st.text(max_size=8)),
+            finish_reason=draw(st.sampled_from(["stop", "length", "abort"])),
+            versions=(3, 4),
+        )
+        score = Score(draw(st.floats(-2, 2)), {"right": 1.0, "form": 0.1}, draw(st.one_of(st.none(), st.just(0.5))))
+        members.append(ScoredRollout(rollout, score))
+    return RolloutGroup(prompt, tuple(members))
+
+
+@settings(max_examples=20, deadline=None)
+@given(written=st.lists(groups(), min_size=1, max_size=3, unique_by=lambda group: group.prompt.id))
+def test_groups_come_back_as_they_were(tmp_path_factory: pytest.TempPathFactory, written: list[RolloutGroup]) -> None:
+    path = write_rollouts(tmp_path_factory.mktemp("rollouts"), step=3, epoch=1, groups=written)
+    assert read_rollouts(path) == written
+
+
+def simple(prompt_id: str = "p", label: object = None) -> RolloutGroup:
+    prompt = Prompt(prompt_id, (1, 2), "ask", label)
+    logprob = struct.unpack("f", struct.pack("f", -0.7))[0]
+    rollout = Rollout(prompt_id, 0, (1, 2, 3), (False, False, True), (0.0, 0.0, logprob), "answer", "stop", (0, 0))
+    return RolloutGroup(prompt, (ScoredRollout(rollout, Score(1.0, {"right": 1.0})),))
+
+
+def test_failed_rollouts_are_kept_with_the_reason_but_are_not_training_data(tmp_path: Path) -> None:
+    lost = simple("lost")
+    failed = FailedGroup(lost.prompt, (lost.members[0].rollout,), ScoreFailure("timeout", "30 s"))
+    path = write_rollouts(tmp_path, 1, 0, [simple("kept")], [failed])
+    table = pq.read_table(path).to_pylist()
+    assert [(row["prompt_id"], row["reward"], row["failure"]) for row in table] == [
+        ("kept", 1.0, None),
+        ("lost", None, "timeout: 30 s"),
+    ]
+    assert read_rollouts(path) == [simple("kept")]
+
+
+def test_a_table_reader_sees_plain_columns(tmp_path: Path) -> None:
+    (row,) = pq.read_table(write_rollouts(tmp_path, 12, 2, [simple(label={"answer": 4})])).to_pylist()
+    assert (row["step"], row["epoch"], row["prompt"], row["response"]) == (12, 2, "ask", "answer")
+    assert row["label"] == '{"answer": 4}'
+    assert dict(row["parts"]) == {"right": 1.0}
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000012.parquet"]
+
+
+def test_the_same_step_again_replaces_the_file(tmp_path: Path) -> None:
+    write_rollouts(tmp_path, 1, 0, [simple("a"), simple("b")])
+    assert read_rollouts(write_rollouts(tmp_path, 1, 0, [simple("c")])) == [simple("c")]
+
+
+def test_bad_input_is_answered_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="label of prompt p is not a JSON value"):
+        write_rollouts(tmp_path, 1, 0, [simple(label={1, 2})])
+    with pytest.raises(DataError, match="cannot be read as rollouts"):
+        read_rollouts(tmp_path / "absent.parquet")
+    (tmp_path / "text.parquet").write_text("hello")
+    with pytest.raises(DataError, match="cannot be read as rollouts"):
+        read_rollouts(tmp_path / "text.parquet")
