@@ -218,7 +218,11 @@ class VllmSection:
     )
     enable_prefix_caching: bool = flag(False, "reuse the cache of a shared prefix")
     enforce_eager: bool = flag(False, "no compiled graphs")
-    sync_backend: str = flag("nccl", "how weights travel to engines on other GPUs")
+    sync_backend: str = flag(
+        "nccl",
+        "how weights travel to engines",
+        refused="how weights travel follows from the device and the placement",
+    )
     sync_with_ray: bool = flag(
         False, "Ray's collectives for it", refused=declined("sending weights through Ray's collectives")
     )

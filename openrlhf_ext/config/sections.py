@@ -174,4 +174,6 @@ class DataFields:
     input_template: str | None = flag(None, "text around the prompt, with {} where it goes")
     apply_chat_template: bool = flag(False, "format with the tokenizer's chat template", common=True)
     disable_fast_tokenizer: bool = flag(False, "use the slow tokenizer")
-    dataloader_num_workers: int = flag(0, "processes that load data (0: none of their own)")
+    dataloader_num_workers: int = flag(
+        0, "processes that load data", refused=declined("loading data in processes of its own")
+    )

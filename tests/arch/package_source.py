@@ -39,6 +39,17 @@ def modules() -> tuple[Module, ...]:
     return tuple(found)
 
 
+def lines_for_types(module: Module) -> set[int]:
+    """The lines under `if TYPE_CHECKING:`, which never run."""
+    return {
+        line
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for item in node.body
+        for line in range(item.lineno, (item.end_lineno or item.lineno) + 1)
+    }
+
+
 def imports(module: Module) -> Iterator[tuple[str, int]]:
     """Every module that it imports, absolute, with the line; imports inside functions included."""
     for node in ast.walk(module.tree):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -34,13 +34,10 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_light_and_fast(case: str):
     probe = PROBE.format(code=CASES[case], heavy=HEAVY)
-    seconds = []
-    for _ in range(3):  # the machine may be busy; one quiet run is enough
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60, check=False)
-        seconds.append(time.perf_counter() - start)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.splitlines()[-1] == "HEAVY"
-        if seconds[-1] < 1:
-            break
-    assert min(seconds) < 1, seconds
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "HEAVY"
+    # Processor time, not wall time: other tests may be using the machine.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
