@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from openrlhf_ext.data.tables import Row, load_rows, require_columns
-from openrlhf_ext.data.tokenizer import as_messages, check_chat_template, render_chat
+from openrlhf_ext.data.chat import as_messages, check_chat_template, render_chat
+from openrlhf_ext.data.tables import Row, content_id, load_rows, require_columns
 from openrlhf_ext.errors import ConfigError, DataError
 from openrlhf_ext.types import Prompt
 
@@ -81,10 +79,11 @@ def load_prompts(settings: PromptSettings, tokenizer: PreTrainedTokenizerBase) -
         if not ids:
             raise DataError(f"{row.where}: column {settings.input_key!r} gives a prompt without any token.")
         # before the long ones are dropped, so that an id does not depend on the length limit
-        prompt_id = _prompt_id(row, settings, seen)
+        label = row[settings.label_key] if settings.label_key is not None else ""
+        prompt_id = content_id([_source(row), row[settings.input_key], label], seen)
         fitted = _fit(ids, text, row, settings, tokenizer, counts)
         if fitted is not None:
-            prompts.append(_prompt(prompt_id, *fitted, row, settings))
+            prompts.append(_prompt(prompt_id, *fitted, label, row, settings))
     if not prompts:
         raise DataError(
             f"all {len(rows)} prompts of {settings.dataset} are longer than {settings.max_prompt_tokens} tokens "
@@ -146,21 +145,11 @@ def _fit(
     )
 
 
-def _prompt_id(row: Row, settings: PromptSettings, seen: Counter[str]) -> str:
-    """Content hash with the number of earlier rows of the same content, so that duplicates differ."""
-    label = row[settings.label_key] if settings.label_key is not None else ""
-    content = json.dumps([_source(row), row[settings.input_key], label], ensure_ascii=False, default=str)
-    digest = hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-    seen[digest] += 1
-    return f"{digest}-{seen[digest] - 1}"
-
-
 def _source(row: Row) -> str:
     return str(row.values.get(SOURCE_COLUMN) or row.source)
 
 
-def _prompt(prompt_id: str, ids: tuple[int, ...], text: str, row: Row, settings: PromptSettings) -> Prompt:
+def _prompt(prompt_id: str, ids: tuple[int, ...], text: str, label: Any, row: Row, settings: PromptSettings) -> Prompt:
     used = {settings.input_key, settings.label_key, SOURCE_COLUMN}
-    label: Any = row[settings.label_key] if settings.label_key is not None else ""
     meta = {name: value for name, value in row.values.items() if name not in used}
     return Prompt(prompt_id, ids, text, label, _source(row), meta)

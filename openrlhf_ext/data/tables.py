@@ -9,6 +9,9 @@ at random, a source that ends starting again, until every source has been seen w
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +101,15 @@ def require_columns(rows: Sequence[Row], columns: Mapping[str, str]) -> None:
             if column not in row.values:
                 there = ", ".join(map(str, row.values)) or "none"
                 raise DataError(f"{row.where} has no column {column!r} ({flag}); the columns there are: {there}.")
+
+
+def content_id(content: Any, seen: Counter[str]) -> str:
+    """A hash of the content with the number of earlier rows of the same content (`seen`), so that
+    duplicates differ. Stable over runs."""
+    text = json.dumps(content, ensure_ascii=False, default=str)
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    seen[digest] += 1
+    return f"{digest}-{seen[digest] - 1}"
 
 
 def _interleave(sources: Sequence[list[Row]], probs: Sequence[float], seed: int) -> list[Row]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from openrlhf_ext.data.hub import HUB_NAME, check_on_hub
 from openrlhf_ext.errors import DataError
@@ -60,47 +59,3 @@ def choose_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
     vocabulary = tokenizer.get_vocab()
     free = (token for token in PAD_CANDIDATES if token in vocabulary and token != tokenizer.eos_token)
     tokenizer.pad_token = next(free, tokenizer.eos_token)
-
-
-def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise DataError unless the tokenizer has a chat template that renders a user message."""
-    if not tokenizer.chat_template:
-        raise DataError(
-            f"the tokenizer of {tokenizer.name_or_path} has no chat template, which --data.apply_chat_template needs: "
-            "leave that flag out and use --data.input_template, or give a tokenizer with a template."
-        )
-    render_chat(tokenizer, [{"role": "user", "content": "Hello"}], "a test message", generation_prompt=True)
-
-
-def render_chat(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], where: str, *, generation_prompt: bool
-) -> str:
-    """The messages as one text by the tokenizer's chat template; DataError names `where` if it refuses them."""
-    import jinja2
-
-    try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation_prompt)
-    except (jinja2.TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(
-            f"the chat template of {tokenizer.name_or_path} does not take the messages of {where} "
-            f"({type(error).__name__}: {error}): check their roles and order, or use another template."
-        ) from None
-    assert isinstance(text, str)
-    return text
-
-
-def as_messages(value: Any, where: str, column: str, role: str = "user") -> list[dict[str, Any]]:
-    """A string as one message of `role`, a list of messages as it is; DataError for anything else."""
-    if isinstance(value, str):
-        return [{"role": role, "content": value}]
-    if (
-        value
-        and isinstance(value, Sequence)
-        and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in value)
-    ):
-        # parquet and arrow give every message all fields: those that are null were not there
-        return [{name: field for name, field in m.items() if field is not None or name == "content"} for m in value]
-    raise DataError(
-        f"{where}: column {column!r} is neither a text nor a list of messages with 'role' and 'content' "
-        f"(it is {type(value).__name__}: {str(value)[:60]!r})."
-    )

@@ -93,5 +93,5 @@ def test_nobody_listens(server):
 
 def test_label_that_json_cannot_carry(server):
     with load_reward([url(server, "/get_reward")], RewardSettings()) as fn:
-        with pytest.raises(RewardError, match="not serializable"):
+        with pytest.raises(RewardError, match="not JSON serializable"):
             fn.score(groups(label={1, 2}))
