@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -113,7 +114,7 @@ class WandbTracker:
             "project": settings.project,
             "group": settings.group,
             "name": settings.run_name,
-            "id": _stable_run_id(settings),
+            "id": _run_id(folder / "wandb_run_id", resuming),
             "resume": "allow" if resuming else None,
             "dir": str(folder),
             "config": dict(config),
@@ -137,9 +138,11 @@ class WandbTracker:
         self._run.finish()
 
 
-def _stable_run_id(settings: WandbSettings) -> str:
-    """The run's name as an id W&B accepts, so that a resumed run goes on in the same chart."""
-    return "".join(char if char.isalnum() or char in "-_" else "-" for char in settings.run_name)
+def _run_id(path: Path, resuming: bool) -> str:
+    """A new id for a new run; a resumed run goes on in the chart whose id it finds in `path`."""
+    if not (resuming and path.exists()):
+        write_atomically(path, secrets.token_hex(8).encode())
+    return path.read_text(encoding="utf-8")
 
 
 class Trackers:

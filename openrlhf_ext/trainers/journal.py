@@ -77,7 +77,7 @@ class Journal:
             self._best = state["best"]
             self.clock.take()  # loading belongs to no step
             return
-        evaluated = self._run_evaluation()
+        evaluated = self._run_evaluation(step)
         self._best = self._score(evaluated)
         report = self.clock.take()
         if evaluated:
@@ -101,7 +101,7 @@ class Journal:
         `tokens` are counted by phase; `write(folder)` saves the roles and `state` is what the loop
         needs to go on.
         """
-        evaluated = self._run_evaluation() if self._due(step, self._cadence.evaluate) else {}
+        evaluated = self._run_evaluation(step) if self._due(step, self._cadence.evaluate) else {}
         score = self._score(evaluated)
         improved = score is not None and (self._best is None or score > self._best)
         self._best = score if improved else self._best
@@ -119,11 +119,14 @@ class Journal:
     def _due(self, step: int, every: int) -> bool:
         return step == self._total or (every > 0 and step % every == 0)
 
-    def _run_evaluation(self) -> dict[str, float]:
+    def _run_evaluation(self, step: int) -> dict[str, float]:
         if self._evaluate is None:
             return {}
         with self.clock("evaluate"):
-            return dict(self._evaluate())
+            evaluated = dict(self._evaluate())
+        figures = ", ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in evaluated.items())
+        self._line.note(f"evaluation after step {step}: {figures}")
+        return evaluated
 
     def _score(self, evaluated: Mapping[str, float]) -> float | None:
         """The evaluation as one number of which more is better."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from fakes import (
 
 from openrlhf_ext.batch.partition import SplitSettings
 from openrlhf_ext.data.source import PromptSource
-from openrlhf_ext.errors import DataError
+from openrlhf_ext.errors import DataError, RewardError
 from openrlhf_ext.evaluation.generation import evaluate_generation
 from openrlhf_ext.ops.advantage import AdvantageSettings
 from openrlhf_ext.track.checkpoints import CheckpointStore
@@ -53,6 +53,7 @@ class Job:
     cadence: Cadence = field(default_factory=Cadence)
     reference: bool = False
     failing: dict[str, ScoreFailure] = field(default_factory=dict)
+    reward: type[CountingReward] = CountingReward
     evaluates: bool = False
     during_update: Callable[[], None] = lambda: None
     lr: float = 1.0
@@ -63,7 +64,7 @@ class Job:
         self.line = SilentLine()
         generator = BigramGenerator(self.calls)
         self.policy = BigramPolicy(generator, self.objective, self.calls, lr=self.lr, during_update=self.during_update)
-        reward = CountingReward(self.calls, self.failing)
+        reward = self.reward(self.calls, self.failing)
         reference = BigramReference(self.objective, self.calls) if self.reference else None
         source = PromptSource(prompts(self.prompts), batch_size=self.prompt_batch, episodes=self.episodes, seed=7)
         self.store = CheckpointStore(self.folder / "ckpt")
@@ -251,6 +252,19 @@ def test_a_step_without_any_scored_group_updates_nothing_and_says_so(tmp_path: P
     assert "step 1: no group could be scored" in job.line.notes[0]
 
 
+def test_an_error_of_the_reward_ends_the_run_and_leaves_the_checkpoints(tmp_path: Path) -> None:
+    class Strict(CountingReward):
+        def score(self, groups: Sequence) -> list:
+            if self._calls.count("score") == 2:
+                raise RewardError("reward.py: reward_func raised KeyError three times")
+            return super().score(groups)
+
+    job = Job(tmp_path, cadence=Cadence(save=1), reward=Strict)
+    with pytest.raises(RewardError, match="KeyError"):
+        job.run()
+    assert [found.step for found in job.store.checkpoints()] == [1, 2]
+
+
 def test_the_last_short_batch_is_a_step_of_its_own(tmp_path: Path) -> None:
     job = Job(tmp_path, prompts=10, prompt_batch=4, episodes=2)
     assert job.run() == 6
@@ -276,6 +290,9 @@ def test_evaluation_comes_before_the_first_step_every_n_steps_and_at_the_end(tmp
     job.run()
     evaluated = [step for step, values in job.tracker.lines if "eval/held_out/pass@1" in values]
     assert evaluated == [0, 4, 8, 10]
+    notes = [note for note in job.line.notes if note.startswith("evaluation after step")]
+    assert len(notes) == 4
+    assert "held_out/pass@1" in notes[0]
 
 
 def test_the_best_evaluation_is_saved_when_it_happens_and_kept(tmp_path: Path) -> None:

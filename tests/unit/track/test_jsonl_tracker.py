@@ -92,6 +92,9 @@ def test_wandb_works_offline_and_never_writes_its_key(tmp_path: Path, monkeypatc
     trackers = open_trackers(tmp_path / "metrics.jsonl", wandb=settings, config={"train": {"seed": 1}})
     trackers.log(1, {"reward": 0.5})
     trackers.close()
+    run_id = (tmp_path / "wandb_run_id").read_text()
+    open_trackers(tmp_path / "metrics.jsonl", wandb=settings, resume_step=1).close()
+    assert (tmp_path / "wandb_run_id").read_text() == run_id  # the same chart
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any(path.suffix == ".wandb" for path in written)
     assert not [path for path in written if secret.encode() in path.read_bytes()]
