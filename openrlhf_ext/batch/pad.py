@@ -4,16 +4,33 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from openrlhf_ext.batch.types import TokenBatch
-from openrlhf_ext.types import Rollout
+from openrlhf_ext.types import RolloutKey
 
 
-def token_batch(rollouts: Sequence[Rollout], pad_id: int) -> TokenBatch:
-    """Pad the rollouts on the right into one TokenBatch, row b being `rollouts[b]`.
+class TokenRow(Protocol):
+    """What a row of a batch is made from: a rollout, or a supervised example."""
+
+    @property
+    def key(self) -> RolloutKey: ...
+
+    @property
+    def token_ids(self) -> tuple[int, ...]: ...
+
+    @property
+    def action_mask(self) -> tuple[bool, ...]: ...
+
+    @property
+    def logprobs(self) -> tuple[float, ...]: ...
+
+
+def token_batch(rollouts: Sequence[TokenRow], pad_id: int) -> TokenBatch:
+    """Pad rollouts or examples on the right into one TokenBatch, row b being `rollouts[b]`.
 
     Action columns are shifted by one: position a of `action_BA` and `sampler_logp_BA` speaks of
     token a + 1.
