@@ -112,7 +112,7 @@ def _required(config: Any, paths: dict[str, str]) -> Iterator[Violation]:
             yield Violation(f"--{path}", None, f"it is required: {what}")
 
 
-def _accumulation(batch: int, micro: int, ranks: int) -> Iterator[Violation]:
+def accumulation(batch: int, micro: int, ranks: int) -> Iterator[Violation]:
     """Accumulation is derived, so batch = micro x ranks x accumulation must have a solution."""
     unit = micro * ranks
     if batch % unit:
@@ -168,9 +168,11 @@ def rollouts_divide_into_steps(config: RLConfig, explicit: Explicit) -> Iterator
 
 
 def rl_accumulation(config: RLConfig, explicit: Explicit) -> Iterator[Violation]:
+    if "actor.num_gpus_per_node" not in explicit:
+        return  # the device decides how many ranks the default becomes; checked again then
     ranks = config.actor.num_nodes * config.actor.num_gpus_per_node
     if not config.train.dynamic_batch_enable and ranks > 0 and config.train.micro_batch_size > 0:
-        yield from _accumulation(config.train.batch_size, config.train.micro_batch_size, ranks)
+        yield from accumulation(config.train.batch_size, config.train.micro_batch_size, ranks)
 
 
 def groups_have_siblings(config: RLConfig, explicit: Explicit) -> Iterator[Violation]:
@@ -255,7 +257,7 @@ def sft_needs(config: SFTConfig, explicit: Explicit) -> Iterator[Violation]:
 def sft_accumulation(config: SFTConfig, explicit: Explicit) -> Iterator[Violation]:
     ranks = config.model.num_nodes * config.model.num_gpus_per_node
     if ranks > 0 and config.train.micro_batch_size > 0:
-        yield from _accumulation(config.train.batch_size, config.train.micro_batch_size, ranks)
+        yield from accumulation(config.train.batch_size, config.train.micro_batch_size, ranks)
 
 
 def turns_need_a_chat_template(config: SFTConfig, explicit: Explicit) -> Iterator[Violation]:

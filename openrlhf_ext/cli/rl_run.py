@@ -1,0 +1,193 @@
+"""One RL run: check everything that needs no model, start the roles, train, export, say where things are."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from openrlhf_ext.cli.rl_setup import (
+    eval_sampling,
+    prompt_settings,
+    ray_settings,
+    reward_settings,
+    rl_settings,
+    roles_spec,
+)
+from openrlhf_ext.cli.specs import cadence_of, metrics_file, open_store, open_tracking
+from openrlhf_ext.cluster.build import build_roles
+from openrlhf_ext.cluster.session import ray_session
+from openrlhf_ext.config import Parsed, RLConfig, write_yaml
+from openrlhf_ext.data.prompts import load_prompts
+from openrlhf_ext.data.source import PromptSource
+from openrlhf_ext.data.tokenizer import load_tokenizer
+from openrlhf_ext.device import choose_device
+from openrlhf_ext.evaluation.generation import evaluate_generation
+from openrlhf_ext.ports import Generator, RewardFn
+from openrlhf_ext.rewards.load import load_reward
+from openrlhf_ext.track.metrics import read_metrics
+from openrlhf_ext.track.progress import StepProgress
+from openrlhf_ext.trainers.journal import Cadence, Journal
+from openrlhf_ext.trainers.rl import RLRoles, RLSettings, train_rl
+from openrlhf_ext.types import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SHOWN = {"reward": "reward", "policy/kl": "KL", "response/length": "length"}
+console = Console(stderr=True, highlight=False)
+
+
+def run(parsed: Parsed) -> int:
+    """Train as the config says. Raises UserError before any model is loaded where the input cannot be used."""
+    cfg: RLConfig = parsed.config
+    start = time.monotonic()
+    device = choose_device(cfg.device.type)
+    store, latest = open_store(cfg.ckpt)
+    assert cfg.actor.model_name_or_path is not None and cfg.reward.remote_url is not None
+    tokenizer = load_tokenizer(cfg.actor.model_name_or_path, fast=not cfg.data.disable_fast_tokenizer)
+    data = _load_data(cfg, tokenizer)
+    settings = rl_settings(cfg, tokenizer)
+    spec = roles_spec(parsed, device, _optimizer_steps(len(data.prompts), cfg, settings))
+    console.print(_announcement(cfg, data, settings, device.kind), soft_wrap=True)
+
+    output = Path(cfg.ckpt.output_dir)
+    for folder in {output, Path(cfg.ckpt.path)}:
+        write_yaml(cfg, folder / "config.yaml")
+    rollouts = Path(cfg.logger.rollout_dir) if cfg.logger.rollout_dir else output / "rollouts"
+    specs = [part.strip() for part in cfg.reward.remote_url.split(",")]
+    with load_reward(specs, reward_settings(cfg), tokenizer) as reward:
+        reward.probe(data.prompts)
+        with ray_session(ray_settings(cfg, spec)):
+            remote = build_roles(spec)
+            tracker = open_tracking(cfg.logger, cfg.ckpt, cfg, latest.step if latest else None)
+            line = StepProgress(data.source.total_steps, SHOWN)
+            journal = Journal(
+                _cadence(cfg),
+                data.source.total_steps,
+                tracker=tracker,
+                line=line,
+                store=store,
+                evaluate=_evaluation(cfg, data.held_out, remote.generator, reward),
+            )
+            roles = RLRoles(remote.generator, reward, remote.policy, remote.reference)
+            try:
+                steps = train_rl(settings, data.source, roles, journal, rollout_folder=rollouts, resume=latest)
+            finally:
+                line.close()
+                tracker.close()
+            remote.policy.export(output / "model")
+    result = _result(cfg, steps, time.monotonic() - start, rollouts)
+    (output / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    _say_result(result, cfg)
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class RLData:
+    """What is trained on and what is held out; `notes` says what was left out of them."""
+
+    prompts: Sequence[Prompt]
+    source: PromptSource
+    held_out: Sequence[Prompt]
+    notes: Sequence[str]
+
+
+def _load_data(cfg: RLConfig, tokenizer: PreTrainedTokenizerBase) -> RLData:
+    assert cfg.data.prompt_dataset is not None
+    data = cfg.data
+    wanted = prompt_settings(cfg, data.prompt_dataset, data.prompt_split, data.prompt_probs, data.max_samples)
+    loaded = load_prompts(wanted, tokenizer)
+    notes = [f"{name}: {count}" for name, count in loaded.counts.items() if name.startswith("overlong") and count]
+    held_out: Sequence[Prompt] = ()
+    if cfg.eval.dataset is not None:
+        evaluated = prompt_settings(cfg, cfg.eval.dataset, cfg.eval.split, None, data.max_samples)
+        held_out = load_prompts(evaluated, tokenizer).prompts
+    source = PromptSource(
+        loaded.prompts,
+        batch_size=cfg.rollout.batch_size,
+        episodes=cfg.train.num_episodes,
+        seed=cfg.train.seed,
+        drop_last=data.drop_last,
+    )
+    return RLData(loaded.prompts, source, held_out, notes)
+
+
+def _optimizer_steps(prompts: int, cfg: RLConfig, settings: RLSettings) -> int:
+    """Optimizer steps of the whole run, the short last batch of each epoch counted as what it is."""
+    full, rest = divmod(prompts, cfg.rollout.batch_size)
+    sizes = [cfg.rollout.batch_size] * full + ([rest] if rest and not cfg.data.drop_last else [])
+    return cfg.train.num_episodes * sum(settings.optimizer_steps(size * settings.sampling.n) for size in sizes)
+
+
+def _announcement(cfg: RLConfig, data: RLData, settings: RLSettings, device: str) -> str:
+    """What will happen, in one paragraph, before it does."""
+    steps = data.source.total_steps
+    text = (
+        f"{len(data.prompts)} prompts, {steps} rollout steps on this {device} "
+        f"({data.source.steps_per_epoch} per episode), {_optimizer_steps(len(data.prompts), cfg, settings)} optimizer steps"
+    )
+    text += f" ({', '.join(data.notes)})" if data.notes else ""
+    every = cfg.ckpt.save_steps
+    saves = len({step for step in range(1, steps + 1) if step == steps or (every > 0 and step % every == 0)})
+    text += f"; {saves} checkpoint{'s' if saves > 1 else ''} under {cfg.ckpt.path}."
+    if every > steps:
+        text += f" --ckpt.save_steps {every} is more than the {steps} steps there are: only the end is saved."
+    return text
+
+
+def _cadence(cfg: RLConfig) -> Cadence:
+    best = {"": "pass@1", "none": None}.get(cfg.ckpt.best_metric_key, cfg.ckpt.best_metric_key)
+    return Cadence(
+        log=cfg.logger.logging_steps,
+        evaluate=cadence_of(cfg.eval.steps),
+        save=cadence_of(cfg.ckpt.save_steps),
+        best=best if cfg.eval.dataset is not None else None,
+    )
+
+
+def _evaluation(cfg: RLConfig, prompts: Sequence[Prompt], generator: Generator, reward: RewardFn) -> Any:
+    if not prompts:
+        return None
+    sampling = eval_sampling(cfg)
+    return lambda: evaluate_generation(prompts, generator, reward, sampling).metrics()
+
+
+def _result(cfg: RLConfig, steps: int, seconds: float, rollouts: Path) -> dict[str, Any]:
+    """What the run came to; rewards are the first and the last evaluation's, or training's where there is none."""
+    rows = read_metrics(metrics_file(cfg.logger, cfg.ckpt))
+    rewards = [value for row in rows if (value := _held_out_reward(row)) is not None]
+    if not rewards:
+        rewards = [row["reward"] for row in rows if "reward" in row]
+    return {
+        "reward_before": rewards[0] if rewards else None,
+        "reward_after": rewards[-1] if rewards else None,
+        "held_out": cfg.eval.dataset is not None,
+        "steps": steps,
+        "seconds": round(seconds, 1),
+        "checkpoint": str((Path(cfg.ckpt.output_dir) / "model").absolute()),
+        "rollouts": str(rollouts.absolute()),
+        "metrics": str(metrics_file(cfg.logger, cfg.ckpt).absolute()),
+    }
+
+
+def _held_out_reward(row: Mapping[str, Any]) -> float | None:
+    names = [name for name in row if name.startswith("eval/") and name.endswith("/reward")]
+    name = "eval/all/reward" if "eval/all/reward" in names else next(iter(names), None)
+    return row[name] if name is not None and math.isfinite(row[name]) else None
+
+
+def _say_result(result: Mapping[str, Any], cfg: RLConfig) -> None:
+    kind = "held-out reward" if result["held_out"] else "training reward"
+    before, after = result["reward_before"], result["reward_after"]
+    if before is not None:
+        console.print(f"{kind}: {before:.3f} before, {after:.3f} after {result['steps']} steps")
+    console.print(f"model: {result['checkpoint']}", soft_wrap=True)
+    console.print(f"rollouts: {result['rollouts']}", soft_wrap=True)
+    console.print(f"metrics: {result['metrics']}; checkpoints: {Path(cfg.ckpt.path).absolute()}", soft_wrap=True)

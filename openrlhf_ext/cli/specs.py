@@ -1,0 +1,120 @@
+"""From config sections, which every training command shares, to the values that the lower floors take."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from openrlhf_ext.batch.partition import SplitSettings
+from openrlhf_ext.config import dump
+from openrlhf_ext.config.sections import CkptSection, DsSection, LoggerSection, OptimizerFields
+from openrlhf_ext.device import Device, attention
+from openrlhf_ext.engine.spec import EngineSpec
+from openrlhf_ext.errors import ConfigError
+from openrlhf_ext.models.spec import ModelSpec
+from openrlhf_ext.track.checkpoints import Checkpoint, CheckpointStore
+from openrlhf_ext.track.metrics import Trackers, WandbSettings, open_trackers
+
+
+def model_spec(path: str, model: Any, ds: DsSection, device: Device, *, explicit: bool) -> ModelSpec:
+    """`model` is the section with the gradient-checkpointing flags, `explicit` whether attention was chosen."""
+    return ModelSpec(
+        path=path,
+        dtype=ds.param_dtype,
+        attn_implementation=attention(device, ds.attn_implementation, explicit=explicit),
+        gradient_checkpointing=model.gradient_checkpointing_enable,
+        reentrant=model.gradient_checkpointing_reentrant,
+        packing=ds.packing_samples,
+        logprob_chunk=ds.logprob_chunk_size,
+    )
+
+
+def engine_spec(optimizer: OptimizerFields, ds: DsSection, *, total_steps: int, seed: int, exact: bool) -> EngineSpec:
+    """The engine of a model in training; `exact` asks for deterministic kernels."""
+    return EngineSpec(
+        zero_stage=ds.zero_stage,
+        dtype=ds.param_dtype,
+        lr=optimizer.adam.lr,
+        betas=optimizer.adam.betas,
+        eps=optimizer.adam.eps,
+        weight_decay=optimizer.adam.weight_decay,
+        max_norm=optimizer.max_norm,
+        lr_scheduler=optimizer.lr_scheduler,
+        warmup_ratio=optimizer.lr_warmup_ratio,
+        min_lr_ratio=optimizer.min_lr_ratio,
+        total_steps=total_steps,
+        adam_offload=ds.adam_offload,
+        overlap_comm=ds.overlap_comm,
+        zpg=ds.zpg,
+        grad_accum_dtype=ds.grad_accum_dtype,
+        seed=seed,
+        deterministic=exact,
+    )
+
+
+def frozen_engine_spec(ds: DsSection, *, offload: bool, seed: int, exact: bool) -> EngineSpec:
+    """The engine of a model that only answers: whole, or sharded where the trained one is."""
+    return EngineSpec(
+        zero_stage=3 if ds.zero_stage == 3 else 0,
+        dtype=ds.param_dtype,
+        param_offload=offload,
+        zpg=ds.zpg,
+        seed=seed,
+        deterministic=exact,
+        trainable=False,
+    )
+
+
+def split_settings(rows: int, max_tokens: int | None, *, packed: bool) -> SplitSettings:
+    """Micro-batches of so many rows, or by a budget of tokens where there is one."""
+    if max_tokens is not None:
+        return SplitSettings(max_tokens=max_tokens, packed=packed)
+    return SplitSettings(rows=rows, packed=packed)
+
+
+def cadence_of(every: int) -> int:
+    """-1, 'at the end only', is 0 in the journal's terms."""
+    return max(every, 0)
+
+
+def open_store(ckpt: CkptSection) -> tuple[CheckpointStore | None, Checkpoint | None]:
+    """The checkpoint store (None: nothing is to be written) and what to resume from.
+
+    Raises:
+        ConfigError: the folder holds another run's checkpoints and resuming was not asked for; a later
+            resume could not tell the two runs apart.
+    """
+    store = CheckpointStore(Path(ckpt.path), ckpt.max_num, ckpt.max_mem)
+    latest = store.latest()
+    if latest is not None and not ckpt.load_enable:
+        raise ConfigError(
+            f"--ckpt.path {ckpt.path} holds checkpoints up to step {latest.step} of an earlier run: give "
+            "--ckpt.load_enable to continue it, or another --ckpt.path to start anew."
+        )
+    return (None if ckpt.disable_ds and not ckpt.save_hf else store), latest
+
+
+def open_tracking(logger: LoggerSection, ckpt: CkptSection, config: Any, resume_step: int | None) -> Trackers:
+    wandb = logger.wandb
+    settings = None
+    if wandb.key is not None:
+        name = wandb.run_name or f"{type(config).__name__.removesuffix('Config').lower()}_{time.strftime('%m%dT%H:%M')}"
+        settings = WandbSettings(wandb.key, wandb.project, name, wandb.org, wandb.group)
+    return open_trackers(
+        metrics_file(logger, ckpt),
+        resume_step=resume_step,
+        tensorboard=Path(logger.tensorboard_dir) if logger.tensorboard_dir else None,
+        wandb=settings,
+        config=dump(config),
+    )
+
+
+def metrics_file(logger: LoggerSection, ckpt: CkptSection) -> Path:
+    return Path(logger.metrics_file) if logger.metrics_file else Path(ckpt.output_dir) / "metrics.jsonl"
+
+
+def threads_for(processes: int) -> int:
+    """Threads of each of so many processes that compute at the same time on this machine."""
+    return max(1, (os.cpu_count() or 1) // max(processes, 1))

@@ -1,0 +1,52 @@
+"""Who is awake when, where roles share a GPU.
+
+In GENERATE the engines have the GPU, in TRAIN the policy and the reference; PUBLISH needs the
+policy and the engines' weights, but no KV cache. A role that cannot sleep (a device without the
+capability, a GPU of its own) is never asked to: then all of this does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal
+
+Phase = Literal["generate", "train", "publish"]
+Part = Literal["policy", "weights", "kv_cache"]
+
+_AWAKE: dict[Phase, frozenset[Part]] = {
+    "generate": frozenset({"weights", "kv_cache"}),
+    "train": frozenset({"policy"}),
+    "publish": frozenset({"policy", "weights"}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sleeper:
+    """How to put something to sleep and wake it, and which parts of the GPU's memory it is."""
+
+    parts: frozenset[Part]
+    sleep: Callable[[], None]
+    wake: Callable[[frozenset[Part]], None]
+
+
+class Phases:
+    """Moves between phases: first who leaves, then who comes, so that both never lie in memory together."""
+
+    def __init__(self, sleepers: Mapping[str, Sleeper], asleep: Collection[str] = ()) -> None:
+        self._sleepers = sleepers
+        awake = (sleeper.parts for name, sleeper in sleepers.items() if name not in asleep)
+        self._awake: frozenset[Part] = frozenset(chain.from_iterable(awake))
+
+    def enter(self, phase: Phase) -> None:
+        wanted = _AWAKE[phase]
+        for sleeper in self._sleepers.values():
+            # A sleeper leaves as a whole; what it must keep comes back below.
+            if sleeper.parts & self._awake - wanted:
+                sleeper.sleep()
+                self._awake -= sleeper.parts
+        for sleeper in self._sleepers.values():
+            if missing := (sleeper.parts & wanted) - self._awake:
+                sleeper.wake(missing)
+                self._awake |= missing

@@ -1,0 +1,129 @@
+"""The Ray actor of one rank: a TrainEngine, what the roles ask of it, and its end of the weight transfer.
+
+DeepSpeed and transformers are imported when the model is built, inside the worker's process and
+after its environment is set; the driver never loads them.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+import torch
+
+from openrlhf_ext.batch.types import MicroBatch, TrainShard
+from openrlhf_ext.device import Device
+from openrlhf_ext.engine.spec import EngineSpec
+from openrlhf_ext.models.spec import ModelSpec
+from openrlhf_ext.ports import Objective
+from openrlhf_ext.rollout.transfer import Bucket, Rendezvous, Transport, make_sender
+from openrlhf_ext.trainers.shards import run_steps
+from openrlhf_ext.types import Metric, Report
+
+if TYPE_CHECKING:
+    from openrlhf_ext.engine.deepspeed_engine import DeepSpeedEngine
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLinks:
+    """The engines that this policy feeds (Ray handles of VllmEngine), and how."""
+
+    engines: Sequence[Any]
+    transport: Transport
+    bucket_bytes: int
+    tensor_parallel_size: int
+
+    def call(self, bucket: Bucket) -> _Loading:
+        stored = ray.put(bucket)  # once, however many engines read it
+        return _Loading([engine.load_bucket.remote(stored) for engine in self.engines])
+
+
+@dataclass(frozen=True, slots=True)
+class _Loading:
+    calls: Sequence[ray.ObjectRef]
+
+    def wait(self) -> None:
+        ray.get(list(self.calls))
+
+
+class TrainWorker:
+    """One rank of a worker group. `objective` is None for a frozen model."""
+
+    engine: DeepSpeedEngine
+    links: EngineLinks
+
+    def __init__(self, rank: int, world_size: int, device: Device, objective: Objective | None) -> None:
+        self.rank, self.world_size, self.device, self.objective = rank, world_size, device, objective
+
+    def endpoint(self) -> tuple[str, int]:
+        """This node's address and a port that is free on it, for a rendezvous."""
+        host = ray.util.get_node_ip_address()
+        with closing(socket.socket()) as probe:
+            probe.bind((host, 0))
+            return host, probe.getsockname()[1]
+
+    def build(self, endpoint: tuple[str, int], model: ModelSpec, spec: EngineSpec) -> None:
+        from openrlhf_ext.engine.deepspeed_engine import DeepSpeedEngine
+        from openrlhf_ext.engine.process import init_process
+
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        host, port = endpoint
+        init_process(self.device, self.rank, self.world_size, 0, host, port)
+        self.engine = DeepSpeedEngine(model, spec, self.device)
+
+    def logprobs(self, micros: Sequence[MicroBatch], temperature: float) -> list[torch.Tensor]:
+        return [self.engine.forward(micro, temperature) for micro in micros]
+
+    def update(self, shards: Sequence[TrainShard]) -> Report:
+        assert self.objective is not None, "a frozen model takes no update"
+        self.device.reset_peak_memory()
+        report = run_steps(self.engine, shards, self.objective)
+        peak = Metric(self.device.peak_memory() / 1e9, reduction="max")
+        return {**report, "memory/policy_peak_gb": peak}
+
+    def link(self, links: EngineLinks) -> None:
+        """Meet the engines that `publish` will feed."""
+        self.links = links
+        rendezvous, joining = None, []
+        if links.transport == "broadcast" and self.rank == 0:
+            tp = links.tensor_parallel_size
+            rendezvous = Rendezvous(*self.endpoint(), rank=0, world_size=1 + len(links.engines) * tp)
+            joining = [e.join.remote(rendezvous.of_engine(i, tp)) for i, e in enumerate(links.engines)]
+        self.sender = make_sender(
+            links.transport, rank=self.rank, all_gather=self._all_gather, rendezvous=rendezvous
+        )
+        ray.get(joining)
+
+    def publish(self, version: int) -> None:
+        """Stream the weights to the engines bucket by bucket; collective over the ranks."""
+        engines = self.links.engines if self.rank == 0 else ()
+        ray.get([engine.begin_update.remote() for engine in engines])
+        for bucket in self.engine.export_weights(self.links.bucket_bytes):
+            self.sender.send(bucket, self.links.call)
+        ray.get([engine.end_update.remote(version) for engine in engines])
+
+    def _all_gather(self, value: Any) -> list[Any]:
+        gathered: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(gathered, value)
+        return gathered
+
+    def save(self, folder: str) -> None:
+        self.engine.save(Path(folder))
+
+    def load(self, folder: str) -> None:
+        self.engine.load(Path(folder))
+
+    def export(self, folder: str) -> None:
+        self.engine.export(Path(folder))
+
+    def sleep(self) -> None:
+        self.engine.sleep()
+
+    def wake(self) -> None:
+        self.engine.wake()

@@ -1,0 +1,48 @@
+"""Waiting for remote calls: always with a line that says for what, never past a dead worker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from openrlhf_ext.errors import ResourceError, UserError
+from openrlhf_ext.track.progress import waiting
+
+
+def gather(calls: Sequence[ray.ObjectRef], what: str) -> list[Any]:
+    """The results of all calls, in order.
+
+    The first failure is raised as soon as it happens, while other calls may still be running (a
+    rank that died leaves its peers waiting in a collective).
+
+    Raises:
+        UserError: what a worker raised for the user to mend, as it was.
+        ResourceError: a worker's process died.
+    """
+    pending = list(calls)
+    with waiting(what):
+        while pending:
+            done, pending = ray.wait(pending, num_returns=1)
+            for call in done:
+                try:
+                    ray.get(call, timeout=60)
+                except RayTaskError as error:
+                    if isinstance(error.cause, UserError):
+                        raise error.cause from None
+                    raise
+                except RayActorError as error:
+                    raise ResourceError(
+                        f"A process died while we waited for {what} ({_first_line(error)}): look at the end of its "
+                        "log (often the machine ran out of memory), then continue with --ckpt.load_enable."
+                    ) from error
+                except GetTimeoutError as error:  # it was reported done: only its transfer is left
+                    raise ResourceError(f"The result of {what} did not arrive within a minute.") from error
+    return ray.get(list(calls))
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
