@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from openrlhf_ext.batch.partition import SplitSettings, micro_batches
@@ -27,6 +27,9 @@ def test_every_row_once_and_equal_counts(lengths, settings):
 
 
 @given(LENGTHS, SETTINGS)
+@example([50, 50, 50], SplitSettings(max_tokens=75, packed=True))  # two bins would hold the sum, not the rows
+@example([70, 50, 20, 200], SplitSettings(max_tokens=75, packed=True))
+@example([70, 50, 20, 200], SplitSettings(max_tokens=75))
 def test_limits_are_kept(lengths, settings):
     for rows in (rows for rank in micro_batches(lengths, settings) for rows in rank):
         if settings.rows is not None:
@@ -49,6 +52,10 @@ def test_ranks_differ_by_at_most_the_dearest_micro_batch(lengths, settings):
     plan = micro_batches(lengths, settings)
     costs = [[settings.cost(lengths, rows) for rows in rank] for rank in plan]
     assert max(map(sum, costs)) - min(map(sum, costs)) <= max(map(max, costs))
+
+
+def test_the_dearest_of_a_round_goes_to_the_least_loaded_rank():
+    assert micro_batches([10, 8, 6, 4], SplitSettings(ranks=2, rows=1)) == [[(0,), (3,)], [(1,), (2,)]]
 
 
 def test_fixed_rows_that_divide_are_exact():

@@ -160,7 +160,9 @@ def test_the_order_is_drawn_from_the_seed_and_the_epoch():
 
 def test_one_step_per_epoch_is_the_same_in_every_epoch():
     """The order of the rows must not matter where the step holds them all, so it must not show either."""
-    steps = plan_of(train_steps(make_experience(9, 2), SplitSettings(ranks=2, rows=2), batch_size=9, epochs=3, seed=0))
+    rollouts = [Rollout(f"p{i}", 0, (1, 2), (False, True), (0.0, -1.0), "", "stop", (0, 0)) for i in range(9)]
+    experience = Experience(token_batch(rollouts, PAD), {})
+    steps = plan_of(train_steps(experience, SplitSettings(ranks=2, rows=2), batch_size=9, epochs=3, seed=0))
     assert steps[0] == steps[1] == steps[2]
 
 
