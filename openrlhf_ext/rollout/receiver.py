@@ -11,6 +11,7 @@ is given as the worker extension class, in whatever process they run.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +67,8 @@ class BucketReceiver(WeightTransferEngine[Joining, Update]):
 
     def receive_weights(self, update_info: Update) -> None:
         bucket = update_info.bucket
-        self._missing -= self.model.load_weights(unpack(self.fetch(bucket), bucket.table))
+        model: Any = self.model
+        self._missing -= model.load_weights(unpack(self.fetch(bucket), bucket.table))
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
@@ -86,8 +88,10 @@ class BucketReceiver(WeightTransferEngine[Joining, Update]):
 
 class SharedMemoryReceiver(BucketReceiver):
     def fetch(self, bucket: Bucket) -> Tensor:
-        # Read-only when it lies in an object store; nobody writes to it here.
-        return torch.frombuffer(bucket.data, dtype=torch.uint8)
+        # An array in an object store is read-only, of which torch warns; nobody writes to it here.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*not writable")
+            return torch.frombuffer(bucket.data, dtype=torch.uint8)
 
 
 class IpcReceiver(BucketReceiver):

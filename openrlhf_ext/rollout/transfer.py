@@ -144,9 +144,7 @@ def pack(tensors: NamedTensors, table: Sequence[Place], flat: Tensor) -> None:
 
 def unpack(flat: Tensor, table: Sequence[Place]) -> list[tuple[str, Tensor]]:
     """The named tensors as views of `flat`."""
-    return [
-        (p.name, flat[p.offset : p.offset + p.nbytes].view(getattr(torch, p.dtype)).view(p.shape)) for p in table
-    ]
+    return [(p.name, flat[p.offset : p.offset + p.nbytes].view(getattr(torch, p.dtype)).view(p.shape)) for p in table]
 
 
 class Bystander:

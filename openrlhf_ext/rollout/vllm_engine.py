@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from openrlhf_ext.device import Device
-from openrlhf_ext.errors import DataError, ResourceError
+from openrlhf_ext.errors import ConfigError, DataError, ResourceError
 from openrlhf_ext.rollout.transfer import Bucket, Rendezvous, Transport
 from openrlhf_ext.types import FinishReason, Prompt, Rollout, RolloutKey, Sampling, derive_seed
 
@@ -27,6 +27,7 @@ Progress = Callable[[int, int], None]
 """Called with (rollouts done, rollouts asked for), about once a second and at the end."""
 
 PROGRESS_SECONDS = 1.0
+FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}  # vLLM has further ways to give up
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +111,12 @@ class VllmEngine:
         """One rollout for each request, in their order.
 
         An end-of-sequence token or stop string that was sampled is part of the response: its tokens
-        are actions, once. `text` is the response's tokens decoded without special tokens (so
-        without the end-of-sequence token, but with a stop string). Log-probs are of the distribution that was
+        are actions, once. `text` is the response's tokens decoded without special tokens, so without
+        the end-of-sequence token but with a stop string. Log-probs are of the distribution that was
         sampled from: after temperature, top-p, top-k and min-p.
 
-        Raises DataError where a prompt leaves no room for a single token.
+        Raises DataError where a prompt leaves no room for a single token, ConfigError for sampling
+        options that vLLM refuses.
         """
         assert len({request.key for request in requests}) == len(requests), "one sample, one request"
         base = {sampling: _sampling_params(sampling) for sampling in {r.sampling for r in requests}}
@@ -157,11 +159,11 @@ class VllmEngine:
     ) -> list[RequestOutput]:
         """Step until all are finished. All are added before the first step, so batches form the same way every time."""
         assert not self._updating, "the weights are being replaced"
-        for index, (tokens, request) in enumerate(zip(prompts, params, strict=True)):
-            self._engine.add_request(str(index), {"prompt_token_ids": list(tokens)}, request)
         finished: dict[str, RequestOutput] = {}
         told = time.monotonic()
         try:
+            for index, (tokens, request) in enumerate(zip(prompts, params, strict=True)):
+                self._engine.add_request(str(index), {"prompt_token_ids": list(tokens)}, request)
             while self._engine.has_unfinished_requests():
                 finished.update((o.request_id, o) for o in self._engine.step() if o.finished)
                 if progress and time.monotonic() - told >= PROGRESS_SECONDS:
@@ -176,11 +178,10 @@ class VllmEngine:
         return [finished[str(index)] for index in range(len(prompts))]
 
     def _rollout(self, request: GenerateRequest, output: RequestOutput, text: str) -> Rollout:
-        answer = output.outputs[0]
+        answer: Any = output.outputs[0]
         prompt, response = request.prompt.token_ids, tuple(answer.token_ids)
         logprobs = tuple(answer.logprobs.logprobs)
         assert len(logprobs) == len(response), "one log-prob for each sampled token"
-        reason: FinishReason = answer.finish_reason if answer.finish_reason in ("stop", "length") else "abort"
         return Rollout(
             prompt_id=request.prompt.id,
             sample=request.sample,
@@ -188,7 +189,7 @@ class VllmEngine:
             action_mask=(False,) * len(prompt) + (True,) * len(response),
             logprobs=(0.0,) * len(prompt) + logprobs,
             text=text,
-            finish_reason=reason,
+            finish_reason=FINISH_REASONS.get(answer.finish_reason, "abort"),
             versions=(self._version, self._version),
         )
 
@@ -255,16 +256,18 @@ def _start(settings: EngineSettings, device: Device, sleep: bool) -> Any:
         return LLMEngine.from_engine_args(_engine_args(settings, device, sleep))
     except ValueError as error:
         # vLLM's only type for "does not fit"; other ValueErrors are about the model and speak for themselves.
-        if "KV cache" not in str(error) and "memory" not in str(error).lower():
+        if "memory" not in str(error).lower():
             raise
         remedy = "vllm.kv_cache_gb" if device.kind == "cpu" else "vllm.gpu_memory_utilization"
+        reason = str(error).partition(". ")[0]
         raise ResourceError(
-            f"The engine's cache cannot hold one sequence of {settings.max_model_len} tokens of {settings.model}: "
-            f"raise --{remedy} or shorten the lengths ({error})."
+            f"The engine cannot serve sequences of {settings.max_model_len} tokens with {settings.model}: "
+            f"change --{remedy} or shorten the lengths ({reason})."
         ) from error
 
 
 def _engine_args(settings: EngineSettings, device: Device, sleep: bool) -> EngineArgs:
+    from vllm.config.weight_transfer import WeightTransferConfig
     from vllm.engine.arg_utils import EngineArgs
 
     from openrlhf_ext.rollout.receiver import PREFIX, WorkerExtension
@@ -298,7 +301,7 @@ def _engine_args(settings: EngineSettings, device: Device, sleep: bool) -> Engin
         logprobs_mode="processed_logprobs",
         distributed_executor_backend="uni" if settings.tensor_parallel_size == 1 else "mp",
         worker_extension_cls=f"{WorkerExtension.__module__}.{WorkerExtension.__qualname__}",
-        weight_transfer_config={"backend": PREFIX + settings.transport},
+        weight_transfer_config=WeightTransferConfig(backend=PREFIX + settings.transport),
         disable_log_stats=True,
         **of_device,
     )
@@ -315,25 +318,29 @@ def _need_libnuma() -> None:
 
 def _sampling_params(sampling: Sampling) -> SamplingParams:
     from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
     from vllm.sampling_params import RequestOutputKind
 
-    return SamplingParams(
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=max(sampling.top_k, 0),
-        min_p=sampling.min_p,
-        stop=list(sampling.stop),
-        logprobs=0,  # of the sampled token alone
-        flat_logprobs=True,
-        # Text is decoded once at the end; only stop strings need it token by token.
-        detokenize=bool(sampling.stop),
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )
+    try:
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=max(sampling.top_k, 0),
+            min_p=sampling.min_p,
+            stop=list(sampling.stop),
+            logprobs=0,  # of the sampled token alone
+            flat_logprobs=True,
+            # Text is decoded once at the end; only stop strings need it token by token.
+            detokenize=bool(sampling.stop),
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+    except (ValueError, VLLMValidationError) as error:
+        raise ConfigError(f"vLLM refuses these sampling options: {error}") from error
 
 
 def _given_logprobs(tokens: Sequence[int], output: RequestOutput) -> list[float]:
     """A position has its token and, where that is not the likeliest, possibly others: the token's own comes first."""
-    flat = output.prompt_logprobs
+    flat: Any = output.prompt_logprobs
     assert len(flat.start_indices) == len(tokens), "one position for each given token"
     assert [flat.token_ids[i] for i in flat.start_indices[1:]] == list(tokens[1:]), "the given token comes first"
     return [flat.logprobs[i] for i in flat.start_indices[1:]]
