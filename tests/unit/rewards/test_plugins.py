@@ -133,6 +133,20 @@ def test_neighbour_modules_can_be_imported(reward, tmp_path):
     assert fn.score([group("a", None, "x")])[0][0].value == 3
 
 
+def test_with_a_tokenizer_a_query_is_the_text_of_all_tokens(tmp_path):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.WordLevel({"Q": 0, "A": 1, "<eos>": 2}, unk_token="Q"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>")
+    (tmp_path / "reward.py").write_text("def reward_func(q, p, l):\n    return [float(x == 'Q A <eos>') for x in q]\n")
+    prompt = Prompt("a", (0,), "Q")
+    whole = Rollout("a", 0, (0, 1, 2), (False, True, True), (0.0, -1.0, -1.0), " A", "stop", (0, 0))
+    cut = Rollout("a", 1, (0, 1), (False, True), (0.0, -1.0), " A", "length", (0, 0))
+    with load_reward([str(tmp_path / "reward.py")], RewardSettings(), tokenizer) as fn:
+        assert [s.value for s in fn.score([(prompt, [whole, cut])])[0]] == [1.0, 0.0]
+
+
 # --- before any model is loaded
 
 
