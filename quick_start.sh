@@ -91,4 +91,4 @@ if [ "$setup_only" = yes ]; then
   echo "quick_start: ready; activate it with: source $venv/bin/activate"
   exit 0
 fi
-exec "$venv/bin/python" -m openrlhf_ext.cli.quick_start ${arguments[@]+"${arguments[@]}"}
+exec "$venv/bin/python" "$root/examples/quick_start/run.py" ${arguments[@]+"${arguments[@]}"}

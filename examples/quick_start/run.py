@@ -1,0 +1,107 @@
+"""The main job from nothing: a tiny model, a warm-up, then RL; each step is a command you could type.
+
+`./quick_start.sh` runs this. With `--actor.model_name_or_path` your own model takes the place of the tiny one
+and its warm-up; every flag that is not listed here goes to `openrlhf-ext rl`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from task import write_task
+
+HERE = Path(__file__).resolve().parent
+STEPS, PROMPTS_PER_STEP = 60, 32
+DEMONSTRATIONS = 64 * 400  # rows of an SFT step x steps
+HELD_OUT = 100
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="quick_start.sh", allow_abbrev=False, description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the result here as well")
+    parser.add_argument("--output", type=Path, default=Path("outputs/quick_start"), help="folder of everything made")
+    parser.add_argument("--train.seed", dest="seed", type=int, default=42, help="of data, weights and sampling")
+    own, flags = parser.parse_known_args()
+    start = time.monotonic()
+    out: Path = own.output
+    data, rl_out = out / "data", out / "rl"
+    write_task(data, demonstrations=DEMONSTRATIONS, prompts=STEPS * PROMPTS_PER_STEP, held_out=HELD_OUT, seed=own.seed)
+
+    configs = [HERE / "rl.yaml"]
+    if not _names(flags, "actor.model_name_or_path"):
+        _warm_up(out, data, own.seed, _device(flags))
+        flags = ["--actor.model_name_or_path", str(out / "sft" / "model"), *flags]
+        configs.append(HERE / "tiny.yaml")
+
+    run = ["rl", "--config", *map(str, configs), "--data.prompt_dataset", str(data / "train.jsonl")]
+    run += ["--eval.dataset", str(data / "held_out.jsonl"), "--eval.steps", "20"]
+    run += ["--reward.remote_url", str(HERE / "reward.py")]
+    run += ["--ckpt.output_dir", str(rl_out), "--ckpt.path", str(rl_out / "checkpoints")]
+    run += ["--train.seed", str(own.seed), *flags]
+    _call("RL: Ray, DeepSpeed, vLLM", run)
+    # A flag of the user's may have moved the output.
+    rl_out = Path(_value(flags, "ckpt.output_dir") or rl_out)
+    result = json.loads((rl_out / "result.json").read_text(encoding="utf-8"))
+    result["seconds"] = round(time.monotonic() - start, 1)
+    if own.json:
+        own.json.parent.mkdir(parents=True, exist_ok=True)
+        own.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    _say(result, rl_out)
+    return 0
+
+
+def _warm_up(out: Path, data: Path, seed: int, device: list[str]) -> None:
+    model = ["--output", str(out / "tiny"), "--corpus", str(data / "corpus.txt"), "--seed", str(seed)]
+    _call("a tiny model and its tokenizer", ["tiny-model", *model, "--layers", "2", "--intermediate", "256"])
+    sft = ["sft", "--config", str(HERE / "sft.yaml"), "--model.model_name_or_path", str(out / "tiny")]
+    sft += ["--data.dataset", str(data / "sft.jsonl"), "--train.seed", str(seed), *device]
+    sft += ["--ckpt.output_dir", str(out / "sft"), "--ckpt.path", str(out / "sft" / "checkpoints")]
+    _call("a warm-up on careless demonstrations", sft)
+
+
+def _call(title: str, command: list[str]) -> None:
+    """Run one command of ours; its failure is ours, with its exit code."""
+    print(f"\n== {title}\n   openrlhf-ext {shlex.join(command)}\n", flush=True)
+    done = subprocess.run([sys.executable, "-m", "openrlhf_ext.cli.main", *command], check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def _names(flags: list[str], name: str) -> bool:
+    return any(flag.split("=")[0] == f"--{name}" for flag in flags)
+
+
+def _value(flags: list[str], name: str) -> str | None:
+    """The last value that the flags give this name."""
+    values = [flag.partition("=")[2] for flag in flags if flag.startswith(f"--{name}=")]
+    values += [after for flag, after in pairwise(flags) if flag == f"--{name}"]
+    return values[-1] if values else None
+
+
+def _device(flags: list[str]) -> list[str]:
+    """The choice of device, which the warm-up shares with the RL job."""
+    chosen = _value(flags, "device") or _value(flags, "device.type")
+    return ["--device.type", chosen] if chosen else []
+
+
+def _say(result: dict[str, Any], rl_out: Path) -> None:
+    print(f"\n== done in {result['seconds']:.0f} s, {result['steps']} RL steps")
+    print(f"   held-out reward   {result['reward_before']:.3f} before RL, {result['reward_after']:.3f} after")
+    print(f"   model             {result['checkpoint']}")
+    print(f"   rollouts          {result['rollouts']}")
+    print(f"   metrics, config   {rl_out.absolute()}")
+    print("\nNext, the same job on a model of your own:")
+    print("   ./quick_start.sh --actor.model_name_or_path Qwen/Qwen3-0.6B --output outputs/qwen3")
+    print("or GSM8K: see examples/gsm8k/train.sh")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
