@@ -129,6 +129,7 @@ class WandbTracker:
                 "send it later with `wandb sync`.",
                 file=sys.stderr,
             )
+            common["id"] = _run_id(folder / "wandb_run_id", resuming=False)  # the failed start still holds the other
             self._run = wandb.init(mode="offline", settings=wandb.Settings(silent=True), **common)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from openrlhf_ext.errors import DataError
+from openrlhf_ext.track import metrics
 from openrlhf_ext.track.metrics import JsonlTracker, Trackers, WandbSettings, open_trackers, read_metrics
 
 
@@ -81,20 +82,39 @@ def test_every_sink_is_told(tmp_path: Path) -> None:
     assert [read_metrics(path) for path in paths] == [[{"step": 5, "x": 1.0}]] * 2
 
 
-def test_wandb_works_offline_and_never_writes_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_wandb_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
     for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "HOME"):
         monkeypatch.setenv(name, str(tmp_path / "wandb_home"))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(metrics, "_WANDB_ONLINE_SECONDS", 1.0)
+
+
+@pytest.mark.usefixtures("no_wandb_server")
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_wandb_works_without_its_server_and_never_writes_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mode: str
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", mode)
     secret = "0123456789abcdef0123456789abcdef01234567"
     settings = WandbSettings(key=secret, project="tests", run_name="a run: one")
     assert secret not in repr(settings)
     trackers = open_trackers(tmp_path / "metrics.jsonl", wandb=settings, config={"train": {"seed": 1}})
     trackers.log(1, {"reward": 0.5})
     trackers.close()
-    run_id = (tmp_path / "wandb_run_id").read_text()
-    open_trackers(tmp_path / "metrics.jsonl", wandb=settings, resume_step=1).close()
-    assert (tmp_path / "wandb_run_id").read_text() == run_id  # the same chart
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert any(path.suffix == ".wandb" for path in written)
+    assert any(path.suffix == ".wandb" and "offline-run" in str(path) for path in written)
+    assert ("kept offline" in capsys.readouterr().err) is (mode == "online")
     assert not [path for path in written if secret.encode() in path.read_bytes()]
+
+
+@pytest.mark.usefixtures("no_wandb_server")
+def test_a_resumed_run_goes_on_in_its_wandb_chart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    settings = WandbSettings(key="0" * 40, project="tests", run_name="run")
+    ids = []
+    for resume_step in (None, 1, None):
+        open_trackers(tmp_path / "metrics.jsonl", wandb=settings, resume_step=resume_step).close()
+        ids.append((tmp_path / "wandb_run_id").read_text())
+    assert ids[0] == ids[1] != ids[2]
