@@ -1,0 +1,172 @@
+"""The shipped reward files and data makers, loaded the way the reward loader does it: by path."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
+
+
+def load(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.replace("/", "_").removesuffix(".py"), EXAMPLES / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# --- the quick start ---------------------------------------------------------------------------------------
+
+
+def test_the_task_holds_out_numbers_that_are_trained_on_nowhere(tmp_path: Path) -> None:
+    load("quick_start/task.py").write_task(tmp_path, demonstrations=500, prompts=300, held_out=50, seed=1)
+    held, train, sft = (read(tmp_path / f"{name}.jsonl") for name in ("held_out", "train", "sft"))
+    assert (len(held), len(train), len(sft)) == (50, 300, 500)
+    questions = {row["question"] for row in held}
+    assert len(questions) == 50
+    assert not questions & {row["question"] for row in train + sft}
+    for row in held + train:
+        assert row["answer"] == "".join(sorted(row["question"].rsplit(" ", 1)[1]))
+
+
+def test_the_demonstrations_are_careless_and_the_seed_decides(tmp_path: Path) -> None:
+    task = load("quick_start/task.py")
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        task.write_task(tmp_path / name, demonstrations=2000, prompts=10, held_out=10, seed=seed)
+    a, b, c = ((tmp_path / name / "sft.jsonl").read_text() for name in "abc")
+    assert a == b
+    assert a != c
+    right = [
+        row["answer"] == "".join(sorted(row["question"].rsplit(" ", 1)[1]))
+        for row in map(json.loads, a.split("\n")[:-1])
+    ]
+    assert 0.35 < sum(right) / len(right) < 0.5  # two of five, and a few numbers that are sorted as they stand
+
+
+@given(st.text("0123456789", min_size=4, max_size=6))
+def test_the_sorting_reward(number: str) -> None:
+    prompt, answer = f"user {number} assistant ", "".join(sorted(number))
+    wrong = "".join(sorted(number, reverse=True))
+    given_answers = [answer, f"It is {answer}.<|im_end|>", wrong, "no number", f"{answer} or 0"]
+    result = load("quick_start/reward.py").reward_func(
+        [prompt + each for each in given_answers], [prompt] * 5, [answer] * 5
+    )
+    assert result["rewards"][:2] == [1.0, 1.0]
+    assert result["rewards"][2] == float(wrong == answer)
+    assert result["rewards"][3:] == [0.0, 0.0]
+    assert result["extra_logs"]["same_digits"] == [1.0, 1.0, 1.0, 0.0, 0.0]
+
+
+# --- GSM8K -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "reward", "formatted"),
+    [
+        ("16 - 7 = 9, 9 * 2 = 18\n#### 18", 1.0, 1.0),
+        ("#### $18", 1.0, 1.0),
+        ("#### 18.0", 1.0, 1.0),
+        ("#### 17\nno, wait\n#### 18", 1.0, 1.0),
+        ("#### 18\nno, wait\n#### 17", 0.0, 1.0),
+        ("#### -18", 0.0, 1.0),
+        ("#### 181", 0.0, 1.0),
+        ("the answer is 18", 0.0, 0.0),
+        ("#### eighteen", 0.0, 0.0),
+        ("", 0.0, 0.0),
+    ],
+)
+def test_the_number_after_the_marks(answer: str, reward: float, formatted: float) -> None:
+    prompt = "How many? (for example #### 18) "
+    result = load("gsm8k/reward.py").reward_func([prompt + answer], [prompt], ["16 - 7 = 9\n#### 18"])
+    assert result["rewards"] == [reward]
+    assert result["extra_logs"]["has_final_number"] == [formatted]
+
+
+def test_thousands_separators_are_no_difference() -> None:
+    module = load("gsm8k/reward.py")
+    result = module.reward_func(["p#### 1,234,567", "p#### 1234567"], ["p", "p"], ["#### 1234567", "#### 1,234,567"])
+    assert result["rewards"] == [1.0, 1.0]
+
+
+# --- clinical notes ----------------------------------------------------------------------------------------
+
+HEADER = ["Text ID", "Text", "Sentences", "Error Flag", "Error Type", "Error Sentence ID", "Error Sentence"]
+HEADER += ["Corrected Sentence", "Corrected Text"]
+NOTES = [
+    ["n-0", 'A man, "unwell".\nGiven water. ', "", "1", "treatment", "1", "", "", 'A man, "unwell".\nGiven milk.'],
+    ["n-1", "All is well.", "", "0", "NA", "-1", "NA", "NA", "NA"],
+    ["n-2", "Fever.", "", "1", "diagnosis", "0", "", "", "Cough."],
+]
+
+
+def write_notes(path: Path, header: list[str]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *NOTES])
+    return path
+
+
+def test_every_note_with_an_error_gives_two_rows(tmp_path: Path) -> None:
+    source, target = write_notes(tmp_path / "notes.csv", HEADER), tmp_path / "made" / "rows.jsonl"
+    assert load("medec/convert.py").main([str(source), str(target)]) == 0
+    rows = read(target)
+    assert [(row["note_id"], row["label"]) for row in rows] == [
+        ("n-0", "Harmful"),
+        ("n-0", "Safe"),
+        ("n-2", "Harmful"),
+        ("n-2", "Safe"),
+    ]
+    assert rows[0]["prompt"].endswith('A man, "unwell".\nGiven water.')
+    assert rows[1]["prompt"].endswith('A man, "unwell".\nGiven milk.')
+
+
+def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_notes(tmp_path / "notes.csv", [name.replace("Corrected Text", "Fixed Text") for name in HEADER])
+    assert load("medec/convert.py").main([str(source), str(tmp_path / "rows.jsonl")]) == 2
+    message = capsys.readouterr().err
+    assert "Corrected Text" in message
+    assert "Fixed Text" in message
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "reward", "has_verdict"),
+    [
+        ("I think so. <answer>Harmful</answer>", 1.0, 1.0),
+        ("<answer> harmful. </answer>", 1.0, 1.0),
+        ("<answer>Safe</answer>", -1.0, 1.0),
+        ("<answer>Safe</answer> no: <answer>Harmful</answer>", 1.0, 1.0),
+        ("Harmful", -1.0, 0.0),
+        ("<answer>Safe or Harmful</answer>", -1.0, 0.0),
+        ("", -1.0, 0.0),
+    ],
+)
+def test_the_verdict_inside_the_answer(answer: str, reward: float, has_verdict: float) -> None:
+    prompt = load("medec/convert.py").PROMPT.format(note="Fever.")
+    result = load("medec/reward.py").reward_func([prompt + answer], [prompt], ["Harmful"])
+    assert result["rewards"] == [reward]
+    assert result["scores"] == [(reward + 1) / 2]
+    assert result["extra_logs"]["has_verdict"] == [has_verdict]
+
+
+# --- a reward of one's own ---------------------------------------------------------------------------------
+
+
+def test_the_custom_reward_gives_a_tensor_per_query() -> None:
+    result = load("custom_reward.py").reward_func(["p 42", "p 41"], ["p", "p"], ["42", "42"])
+    assert result["rewards"].shape == (2,)
+    assert result["rewards"][0] > result["rewards"][1]
+    assert torch.equal(result["scores"], torch.tensor([1.0, 0.0]))
