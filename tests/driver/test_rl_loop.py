@@ -92,6 +92,12 @@ class Job:
         )
 
     @property
+    def saved_steps(self) -> list[int]:
+        """The step of every save, also of those that were pruned since."""
+        before = [self.calls[:i] for i, call in enumerate(self.calls) if call == "save"]
+        return [calls.count("score") for calls in before]
+
+    @property
     def trace(self) -> list[tuple[int, dict[str, float]]]:
         """What was logged, clocks aside."""
         clocks = ("seconds/", "tokens_per_second/")
@@ -179,6 +185,15 @@ def test_the_same_seed_gives_the_same_trace_and_another_seed_another(tmp_path: P
     assert jobs[0].trace != jobs[2].trace
 
 
+def test_a_prompt_that_comes_again_is_answered_anew(tmp_path: Path) -> None:
+    job = Job(tmp_path, prompts=4, episodes=2, lr=0.0)
+    job.run()
+    first, second = (read_rollouts(rollout_path(tmp_path / "rollouts", step)) for step in (1, 2))
+    answers = [{m.rollout.key: m.rollout.text for group in groups for m in group.members} for groups in (first, second)]
+    assert answers[0].keys() == answers[1].keys()
+    assert answers[0] != answers[1]
+
+
 @pytest.mark.parametrize("killed_in_step", [3, 5, 8])
 def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(tmp_path: Path, killed_in_step: int) -> None:
     shape = {
@@ -212,6 +227,11 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(tmp_path: Path, kille
     assert resumed.run(resume=True) == 8
     assert resumed.calls[:2] == ["load", f"publish {checkpoint.step}"]
     assert resumed.trace == [line for line in whole.trace if line[0] > checkpoint.step]
+    ends = [job.store.latest() for job in (whole, resumed)]
+    assert ends[0] is not None
+    assert ends[1] is not None
+    assert (ends[0].step, ends[0].metric, ends[0].state) == (ends[1].step, ends[1].metric, ends[1].state)
+    assert resumed.calls.count("save") == sum(step > checkpoint.step for step in whole.saved_steps)
     for step in range(1, 9):
         ours = rollout_path(resumed.folder / "rollouts", step)
         assert read_rollouts(ours) == read_rollouts(rollout_path(whole.folder / "rollouts", step))
