@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,8 +100,8 @@ class RLData:
 
 
 def _load_data(cfg: RLConfig, tokenizer: PreTrainedTokenizerBase) -> RLData:
-    assert cfg.data.prompt_dataset is not None
     data = cfg.data
+    assert data.prompt_dataset is not None
     wanted = prompt_settings(cfg, data.prompt_dataset, data.prompt_split, data.prompt_probs, data.max_samples)
     loaded = load_prompts(wanted, tokenizer)
     notes = [f"{name}: {count}" for name, count in loaded.counts.items() if name.startswith("overlong") and count]
@@ -128,10 +128,10 @@ def _optimizer_steps(prompts: int, cfg: RLConfig, settings: RLSettings) -> int:
 
 def _announcement(cfg: RLConfig, data: RLData, settings: RLSettings, device: str) -> str:
     """What will happen, in one paragraph, before it does."""
-    steps = data.source.total_steps
+    steps, updates = data.source.total_steps, _optimizer_steps(len(data.prompts), cfg, settings)
     text = (
         f"{len(data.prompts)} prompts, {steps} rollout steps on this {device} "
-        f"({data.source.steps_per_epoch} per episode), {_optimizer_steps(len(data.prompts), cfg, settings)} optimizer steps"
+        f"({data.source.steps_per_epoch} per episode), {updates} optimizer steps"
     )
     text += f" ({', '.join(data.notes)})" if data.notes else ""
     every = cfg.ckpt.save_steps

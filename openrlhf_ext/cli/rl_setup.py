@@ -12,6 +12,7 @@ from openrlhf_ext.cluster.session import RaySettings
 from openrlhf_ext.config import Parsed, RLConfig
 from openrlhf_ext.config.rules import accumulation
 from openrlhf_ext.data.prompts import PromptSettings
+from openrlhf_ext.data.tables import parse_probs
 from openrlhf_ext.device import Device
 from openrlhf_ext.errors import ConfigError
 from openrlhf_ext.ops.advantage import AdvantageSettings
@@ -33,7 +34,7 @@ VLLM_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 def prompt_settings(cfg: RLConfig, dataset: str, split: str, probs: str | None, max_samples: int) -> PromptSettings:
     return PromptSettings(
         dataset=dataset,
-        probs=tuple(float(part) for part in probs.split(",")) if probs else None,
+        probs=parse_probs(probs),
         split=split,
         input_key=cfg.data.input_key,
         label_key=cfg.data.label_key,
@@ -164,11 +165,20 @@ def roles_spec(parsed: Parsed, device: Device, optimizer_steps: int) -> RolesSpe
 def ray_settings(cfg: RLConfig, spec: RolesSpec) -> RaySettings:
     """A Ray started here declares what the roles ask for: on a CPU processes take turns on the cores."""
     processes = sum(demand.processes for demand in spec.demands())
-    return RaySettings(cfg.ray.address, cfg.ray.bind, cpus=max(processes, threads_for(1)), gpus=spec.device.count)
+    return RaySettings(
+        address=cfg.ray.address,
+        bind=cfg.ray.bind,
+        dashboard=cfg.ray.dashboard,
+        dashboard_port=cfg.ray.dashboard_port,
+        cpus=max(processes, threads_for(1)),
+        gpus=spec.device.count,
+    )
 
 
 def ranks_of(parsed: Parsed, role: str, device: Device) -> int:
     """Ranks of the policy or the reference: as asked for, or what the default becomes on this device."""
+    if role == "ref" and _sharing(parsed.config) != "none":
+        role = "actor"  # the roles of a shared GPU have the same ranks
     section = getattr(parsed.config, role)
     path = f"{role}.num_gpus_per_node"
     per_node = section.num_gpus_per_node

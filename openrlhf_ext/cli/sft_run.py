@@ -25,6 +25,7 @@ from openrlhf_ext.cli.specs import (
 )
 from openrlhf_ext.config import Parsed, SFTConfig, write_yaml
 from openrlhf_ext.data.sft import LoadedSft, SftExample, SftSettings, load_sft
+from openrlhf_ext.data.tables import parse_probs
 from openrlhf_ext.data.tokenizer import load_tokenizer
 from openrlhf_ext.device import Device, choose_device
 from openrlhf_ext.errors import ConfigError
@@ -106,7 +107,7 @@ def run(parsed: Parsed) -> int:
 def _sft_settings(cfg: SFTConfig, dataset: str, split: str, probs: str | None) -> SftSettings:
     return SftSettings(
         dataset=dataset,
-        probs=tuple(float(part) for part in probs.split(",")) if probs else None,
+        probs=parse_probs(probs),
         split=split,
         input_key=cfg.data.input_key,
         output_key=cfg.data.output_key,

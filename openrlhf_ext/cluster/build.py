@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import ray
@@ -57,7 +57,7 @@ class RolesSpec:
     engines: EngineRole
     split: SplitSettings
     sharing: Sharing = "none"
-    content: CheckpointContent = CheckpointContent()
+    content: CheckpointContent = field(default_factory=CheckpointContent)
 
     def demands(self) -> list[Demand]:
         """What to reserve. Roles of one pool share its bundles."""
@@ -130,7 +130,7 @@ def _start_engines(spec: RolesSpec, slots: Sequence[Slot]) -> tuple[list[Any], l
         spec.device, spec.engines.threads
     )
     actor = ray.remote(VllmEngine)
-    engines = [
+    engines: list[Any] = [
         actor.options(**slot.options, runtime_env={"env_vars": environment}).remote(spec.engines.settings, spec.device)
         for slot in slots
     ]

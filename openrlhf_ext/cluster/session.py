@@ -42,7 +42,7 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
     """
     if settings.address is None and settings.dashboard:
         check_port_free(settings.bind, settings.dashboard_port)
-    if settings.address not in (None, "auto"):
+    if settings.address is not None and settings.address != "auto":
         _check_answers(settings.address)  # Ray itself would try for ten minutes
     try:
         with waiting("Ray" if settings.address is None else f"the Ray cluster at {settings.address}"):

@@ -52,6 +52,14 @@ class _Loading:
         ray.get(list(self.calls))
 
 
+def free_endpoint() -> tuple[str, int]:
+    """This node's address and a port that is free on it, for a rendezvous."""
+    host = ray.util.get_node_ip_address()
+    with closing(socket.socket()) as probe:
+        probe.bind((host, 0))
+        return host, probe.getsockname()[1]
+
+
 class TrainWorker:
     """One rank of a worker group. `objective` is None for a frozen model."""
 
@@ -61,13 +69,11 @@ class TrainWorker:
     def __init__(self, rank: int, world_size: int, device: Device, objective: Objective | None) -> None:
         self.rank, self.world_size, self.device, self.objective = rank, world_size, device, objective
 
+    @ray.method
     def endpoint(self) -> tuple[str, int]:
-        """This node's address and a port that is free on it, for a rendezvous."""
-        host = ray.util.get_node_ip_address()
-        with closing(socket.socket()) as probe:
-            probe.bind((host, 0))
-            return host, probe.getsockname()[1]
+        return free_endpoint()
 
+    @ray.method
     def build(self, endpoint: tuple[str, int], model: ModelSpec, spec: EngineSpec) -> None:
         from openrlhf_ext.engine.deepspeed_engine import DeepSpeedEngine
         from openrlhf_ext.engine.process import init_process
@@ -77,9 +83,11 @@ class TrainWorker:
         init_process(self.device, self.rank, self.world_size, 0, host, port)
         self.engine = DeepSpeedEngine(model, spec, self.device)
 
+    @ray.method
     def logprobs(self, micros: Sequence[MicroBatch], temperature: float) -> list[torch.Tensor]:
         return [self.engine.forward(micro, temperature) for micro in micros]
 
+    @ray.method
     def update(self, shards: Sequence[TrainShard]) -> Report:
         assert self.objective is not None, "a frozen model takes no update"
         self.device.reset_peak_memory()
@@ -87,19 +95,21 @@ class TrainWorker:
         peak = Metric(self.device.peak_memory() / 1e9, reduction="max")
         return {**report, "memory/policy_peak_gb": peak}
 
+    @ray.method
     def link(self, links: EngineLinks) -> None:
         """Meet the engines that `publish` will feed."""
         self.links = links
         rendezvous, joining = None, []
         if links.transport == "broadcast" and self.rank == 0:
             tp = links.tensor_parallel_size
-            rendezvous = Rendezvous(*self.endpoint(), rank=0, world_size=1 + len(links.engines) * tp)
+            rendezvous = Rendezvous(*free_endpoint(), rank=0, world_size=1 + len(links.engines) * tp)
             joining = [e.join.remote(rendezvous.of_engine(i, tp)) for i, e in enumerate(links.engines)]
         self.sender = make_sender(
             links.transport, rank=self.rank, all_gather=self._all_gather, rendezvous=rendezvous
         )
         ray.get(joining)
 
+    @ray.method
     def publish(self, version: int) -> None:
         """Stream the weights to the engines bucket by bucket; collective over the ranks."""
         engines = self.links.engines if self.rank == 0 else ()
@@ -113,17 +123,22 @@ class TrainWorker:
         torch.distributed.all_gather_object(gathered, value)
         return gathered
 
+    @ray.method
     def save(self, folder: str) -> None:
         self.engine.save(Path(folder))
 
+    @ray.method
     def load(self, folder: str) -> None:
         self.engine.load(Path(folder))
 
+    @ray.method
     def export(self, folder: str) -> None:
         self.engine.export(Path(folder))
 
+    @ray.method
     def sleep(self) -> None:
         self.engine.sleep()
 
+    @ray.method
     def wake(self) -> None:
         self.engine.wake()

@@ -20,6 +20,7 @@ def worker_environment(device: Device, threads: int) -> dict[str, str]:
     # Threads that wait for work must not spin: on a CPU the roles take turns on the same cores.
     threading = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
     quiet = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    quiet |= {"PYTHONWARNINGS": "ignore::FutureWarning"}
     return {**device.environment(), **threading, **quiet}
 
 

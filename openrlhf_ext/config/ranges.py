@@ -55,6 +55,7 @@ RANGES: Mapping[str, Range] = {
     "ckpt.max_num": _AT_LEAST_1,
     "ckpt.max_mem": (lambda v: v > 0, "above 0"),
     "logger.logging_steps": _AT_LEAST_1,
+    "ray.dashboard_port": (lambda v: 1 <= v <= 65535, "a port, 1 to 65535"),
     "reward.timeout_s": _POSITIVE,
     "reward.max_retries": _AT_LEAST_0,
     "reward.weights": (lambda v: all(map(math.isfinite, v)), "finite numbers"),

@@ -18,6 +18,7 @@ from openrlhf_ext.config.sft import SFTConfig
 
 Explicit = frozenset[str]
 GROUP_ESTIMATORS = ("rloo", "reinforce_baseline", "group_norm")
+UNDISCOUNTED_ESTIMATORS = ("rloo", "reinforce_baseline", "group_norm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,11 @@ def template_has_a_place(config: Any, explicit: Explicit) -> Iterator[Violation]
     template = config.data.input_template
     if template is not None and "{}" not in template:
         yield Violation("--data.input_template", repr(template), "put {} where the prompt goes")
+
+
+def dashboard_is_ours(config: Any, explicit: Explicit) -> Iterator[Violation]:
+    if config.ray.dashboard and config.ray.address is not None:
+        yield Violation("--ray.dashboard", None, "a joined cluster has its own; leave it out with --ray.address")
 
 
 def evaluation_has_data(config: Any, explicit: Explicit) -> Iterator[Violation]:
@@ -185,6 +191,16 @@ def groups_have_siblings(config: RLConfig, explicit: Explicit) -> Iterator[Viola
         )
 
 
+def discount_is_possible(config: RLConfig, explicit: Explicit) -> Iterator[Violation]:
+    advantage = config.algo.advantage
+    if advantage.gamma != 1.0 and advantage.estimator in UNDISCOUNTED_ESTIMATORS:
+        yield Violation(
+            "--algo.advantage.gamma",
+            advantage.gamma,
+            f"{advantage.estimator} gives every token of an answer the same advantage; leave it at 1.0",
+        )
+
+
 def answers_leave_room_for_prompts(config: RLConfig, explicit: Explicit) -> Iterator[Violation]:
     new, longest = config.rollout.max_new_tokens, config.data.max_len
     if new is not None and new >= longest:
@@ -207,7 +223,7 @@ def colocated_roles_have_equal_ranks(config: RLConfig, explicit: Explicit) -> It
         return
     for name in ("num_nodes", "num_gpus_per_node"):
         actor, ref = getattr(config.actor, name), getattr(config.ref, name)
-        if actor != ref:
+        if actor != ref and f"ref.{name}" in explicit:  # a default follows the policy
             yield Violation(
                 f"--ref.{name}", ref, f"it shares the policy's devices; set it to {actor}, as --actor.{name}"
             )
@@ -279,6 +295,7 @@ COMMON_RULES: tuple[Rule, ...] = (
     schedule_is_known,
     template_has_a_place,
     evaluation_has_data,
+    dashboard_is_ours,
     checkpoints_are_written,
     zpg_needs_stage_3,
     reentrant_needs_checkpointing,
@@ -288,6 +305,7 @@ RL_RULES: tuple[Rule, ...] = (
     rollouts_divide_into_steps,
     rl_accumulation,
     groups_have_siblings,
+    discount_is_possible,
     answers_leave_room_for_prompts,
     sleep_needs_colocation,
     colocated_roles_have_equal_ranks,

@@ -32,6 +32,8 @@ class RaySection:
         None, "cluster to join: 'auto' or host:port; not set: start one on this machine", common=True
     )
     bind: str = flag("127.0.0.1", "address a locally started cluster listens on (loopback: this machine only)")
+    dashboard: bool = flag(False, "start Ray's dashboard with a locally started cluster")
+    dashboard_port: int = flag(8265, "its port")
 
 
 @dataclass(frozen=True, slots=True)
