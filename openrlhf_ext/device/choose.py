@@ -70,6 +70,10 @@ class Device:
             torch.cuda.set_device(device)
         return device
 
+    def current(self) -> torch.device:
+        """The device that `select` made current."""
+        return torch.device("cuda", torch.cuda.current_device()) if self.kind == "cuda" else torch.device("cpu")
+
     def make_deterministic(self) -> None:
         """Same inputs, same bits: before the first computation of the process."""
         # cuBLAS is deterministic only with a fixed workspace, read when its context is made.

@@ -11,16 +11,19 @@ REDUCE_BUCKET_ELEMENTS = 100_000_000
 
 
 def effective_stage(spec: EngineSpec) -> int:
-    """The ZeRO stage that DeepSpeed runs.
+    """The ZeRO stage that DeepSpeed runs: at least the one asked for, with the same arithmetic.
 
-    Half precision at stage 0 runs as stage 1: the same arithmetic with float32 master weights, of which
-    each rank holds a part. (DeepSpeed's plain half-precision optimizer gives float16 no loss scale.) A
-    frozen model is sharded (3) or whole (0).
+    A frozen model is sharded (3) or whole (0). Half precision runs at stage 1 or above, where the master
+    weights are float32 (DeepSpeed's plain half-precision optimizer gives float16 no loss scale), and so
+    does an optimizer on the CPU; bf16 with float32 accumulation at stage 2 or above (the optimizer that
+    stage 1 takes for it cannot leave the device between phases).
     """
     if not spec.trainable:
         return 3 if spec.zero_stage == 3 or spec.param_offload else 0
-    if spec.zero_stage == 0 and spec.dtype != "fp32":
-        return 1
+    if spec.dtype == "bf16" and spec.grad_accum_dtype == "fp32":
+        return max(spec.zero_stage, 2)
+    if spec.dtype != "fp32" or spec.adam_offload:
+        return max(spec.zero_stage, 1)
     return spec.zero_stage
 
 
@@ -35,7 +38,7 @@ def deepspeed_config(spec: EngineSpec, world_size: int, hidden_size: int) -> dic
         "reduce_bucket_size": REDUCE_BUCKET_ELEMENTS,
         "round_robin_gradients": stage == 2,
     }
-    if spec.adam_offload and stage > 0:
+    if spec.adam_offload:
         zero["offload_optimizer"] = on_cpu
     if stage == 3:
         # Norms and biases stay whole on every rank; matrices do not, however small the model.

@@ -42,9 +42,7 @@ class DeepSpeedEngine:
     def __init__(self, model_spec: ModelSpec, spec: EngineSpec, device: Device):
         assert model_spec.dtype == spec.dtype, "the model is loaded in the type it is trained in"
         self.model_spec, self.spec, self.device = model_spec, spec, device
-        self._torch_device = device.torch_device(
-            0 if device.kind == "cpu" else torch.accelerator.current_device_index()
-        )
+        self._torch_device = device.current()
         self._grad_norm = 0.0
         self.asleep = False
         if spec.deterministic:

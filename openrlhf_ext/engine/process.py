@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from datetime import timedelta
 
 import torch
+import transformers
 
 from openrlhf_ext.device import Device
 
@@ -41,3 +44,12 @@ def init_process(
     # Its shared-memory collectives are compiled at the first use: 20 s, or a crash without ninja.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(device.collective, auto_mpi_discovery=False, dist_init_required=False)
+    _speak_of_problems_only(deepspeed.utils.logger)
+
+
+def _speak_of_problems_only(logger: logging.Logger) -> None:
+    """A worker's chatter would drown the run's progress line: no notes of DeepSpeed, no bars of loading."""
+    logger.setLevel(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
+    # Raised by DeepSpeed's calls into torch, at every one of them.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")

@@ -16,7 +16,8 @@ class EngineSpec:
 
     `total_steps` are the optimizer steps of the whole run, of which `warmup_ratio` warm up;
     `lr_scheduler` is a name of transformers' `get_scheduler`. `max_norm` 0 does not clip.
-    With bf16 or fp16 the optimizer holds a float32 copy of the weights at every stage.
+    With bf16 or fp16 the optimizer holds a float32 copy of the weights at every stage
+    (`engine.deepspeed_config.effective_stage` says which stage runs).
     """
 
     zero_stage: ZeroStage = 2
@@ -42,3 +43,4 @@ class EngineSpec:
     def __post_init__(self) -> None:
         assert self.zero_stage in (0, 1, 2, 3), "ZeRO has stages 0 to 3"
         assert self.total_steps > 0, "a schedule needs its length"
+        assert not (self.param_offload and self.trainable), "weights in training stay on the device"

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from openrlhf_ext.errors import DataError
 
 SHARD_BYTES = 4 << 30
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def plan_buckets(sizes: Sequence[int], bucket_bytes: int) -> list[slice]:
@@ -45,11 +46,15 @@ def write_model_folder(
     model.config.save_pretrained(partial)
     if model.can_generate() and model.generation_config is not None:
         model.generation_config.save_pretrained(partial)
-    try:
-        AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(partial)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{source} has no tokenizer that can be exported with the model: add its files.") from error
+    _copy_tokenizer(source, partial)
     _replace(partial, folder)
+
+
+def _copy_tokenizer(source: str, partial: Path) -> None:
+    # Without a vocabulary transformers may build an empty tokenizer instead of failing.
+    if Path(source).is_dir() and not any((Path(source) / name).is_file() for name in VOCABULARY_FILES):
+        raise DataError(f"{source} has no tokenizer that can be exported with the model: add its tokenizer.json.")
+    AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(partial)
 
 
 def _write_shards(partial: Path, buckets: Iterable[list[tuple[str, Tensor]]], shards: int) -> None:

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import WeightConverter
 
+from openrlhf_ext.data.hub import HUB_NAME, check_on_hub
 from openrlhf_ext.errors import DataError
 from openrlhf_ext.models.spec import ModelSpec, torch_dtype
 
@@ -19,8 +20,9 @@ def load_config(path: str) -> PreTrainedConfig:
     if not folder.is_dir():
         if folder.exists():
             raise DataError(f"{path} is a file, not a model: give the folder that holds its config.json.")
-        if path.startswith(("/", ".", "~")) or path.count("/") > 1:
-            raise DataError(f"{path} does not exist: give a folder with config.json and *.safetensors, or a hub id.")
+        if path.startswith(("/", ".", "~")) or not HUB_NAME.fullmatch(path):
+            raise DataError(f"{path} does not exist: give a folder with config.json and *.safetensors, or a hub name.")
+        check_on_hub(path, "model")
     elif not (folder / "config.json").is_file():
         raise DataError(f"{path} has no config.json: give the folder of a Hugging Face model.")
     try:

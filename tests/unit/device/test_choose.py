@@ -31,13 +31,16 @@ def _pretend_gpus(monkeypatch, count, capability):
 
 
 def test_an_explicit_cpu_never_touches_cuda():
-    code = (
-        "import json, os\n"
-        "from openrlhf_ext.device import choose_device\n"
-        "d = choose_device('cpu'); d.peak_memory(); d.reset_peak_memory(); d.empty_cache(); d.synchronize(); d.select(0)\n"
-        "import torch\n"
-        "print(json.dumps([d.kind, d.count, os.environ['CUDA_VISIBLE_DEVICES'], torch.cuda.is_initialized(), torch.cuda.is_available()]))"
-    )
+    code = """
+import json, os
+from openrlhf_ext.device import choose_device
+device = choose_device("cpu")
+device.select(0), device.current(), device.peak_memory(), device.reset_peak_memory(), device.empty_cache()
+device.synchronize()
+import torch
+visible = os.environ["CUDA_VISIBLE_DEVICES"]
+print(json.dumps([device.kind, device.count, visible, torch.cuda.is_initialized(), torch.cuda.is_available()]))
+"""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "0,1"}
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert json.loads(answer.stdout) == ["cpu", 0, "", False, False]
@@ -50,7 +53,7 @@ def test_an_explicit_cpu_does_not_even_count_gpus(monkeypatch):
 
 def test_cuda_without_a_gpu_is_refused_in_one_sentence(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(ResourceError, match="no GPU is visible.*--device.type cpu"):
+    with pytest.raises(ResourceError, match=r"no GPU is visible.*--device\.type cpu"):
         choose_device("cuda")
 
 
@@ -88,6 +91,12 @@ def test_a_broken_driver_is_a_sentence(monkeypatch):
         choose_device("auto")
 
 
+def test_ranks_that_meet_on_loopback_stay_on_it():
+    assert CPU.rendezvous_environment("127.0.0.1") == {"GLOO_SOCKET_IFNAME": "lo"}
+    assert GPU.rendezvous_environment("localhost") == {"NCCL_SOCKET_IFNAME": "lo"}
+    assert CPU.rendezvous_environment("10.0.0.7") == {}
+
+
 def test_a_device_travels_to_other_processes():
     assert pickle.loads(pickle.dumps(GPU)) == GPU
 
@@ -105,7 +114,7 @@ def test_a_default_is_replaced_and_said_once(caplog):
 
 
 def test_the_same_asked_for_is_refused():
-    with pytest.raises(ConfigError, match="--ds.attn_implementation flash_attention_2 .* sdpa"):
+    with pytest.raises(ConfigError, match=r"--ds\.attn_implementation flash_attention_2 .* sdpa"):
         attention(CPU, "flash_attention_2", explicit=True)
 
 
