@@ -41,7 +41,8 @@ RANGES: Mapping[str, Range] = {
     "rollout.n_samples_per_prompt": _AT_LEAST_1,
     "rollout.max_new_tokens": _AT_LEAST_1,
     "rollout.max_tokens_per_gpu": _AT_LEAST_1,
-    "rollout.temperature": _POSITIVE,  # log-probs are those of the tempered distribution
+    # Log-probs are those of the tempered distribution; vLLM takes at most 2.
+    "rollout.temperature": (lambda v: 0 < v <= 2, "above 0 and at most 2"),
     "rollout.top_p": _POSITIVE_PART,
     "rollout.top_k": (lambda v: v == -1 or v >= 1, "1 or more, or -1 for all tokens"),
     "rollout.min_p": _PART,
@@ -49,7 +50,7 @@ RANGES: Mapping[str, Range] = {
     "data.max_samples": _AT_LEAST_1,
     "data.dataloader_num_workers": _AT_LEAST_0,
     "eval.steps": _STEPS,
-    "eval.temperature": _FINITE_AT_LEAST_0,
+    "eval.temperature": (lambda v: 0 <= v <= 2, "from 0 to 2"),
     "eval.n_samples_per_prompt": _AT_LEAST_1,
     "ckpt.save_steps": _STEPS,
     "ckpt.max_num": _AT_LEAST_1,

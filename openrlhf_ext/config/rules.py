@@ -78,11 +78,6 @@ def template_has_a_place(config: Any, explicit: Explicit) -> Iterator[Violation]
         yield Violation("--data.input_template", repr(template), "put {} where the prompt goes")
 
 
-def dashboard_is_ours(config: Any, explicit: Explicit) -> Iterator[Violation]:
-    if config.ray.dashboard and config.ray.address is not None:
-        yield Violation("--ray.dashboard", None, "a joined cluster has its own; leave it out with --ray.address")
-
-
 def evaluation_has_data(config: Any, explicit: Explicit) -> Iterator[Violation]:
     if config.eval.dataset is None and config.eval.steps > 0:
         yield Violation("--eval.steps", config.eval.steps, "set --eval.dataset to what is to be evaluated")
@@ -201,6 +196,11 @@ def discount_is_possible(config: RLConfig, explicit: Explicit) -> Iterator[Viola
         )
 
 
+def dashboard_is_ours(config: RLConfig, explicit: Explicit) -> Iterator[Violation]:
+    if config.ray.dashboard and config.ray.address is not None:
+        yield Violation("--ray.dashboard", None, "a joined cluster has its own; leave it out with --ray.address")
+
+
 def answers_leave_room_for_prompts(config: RLConfig, explicit: Explicit) -> Iterator[Violation]:
     new, longest = config.rollout.max_new_tokens, config.data.max_len
     if new is not None and new >= longest:
@@ -295,7 +295,6 @@ COMMON_RULES: tuple[Rule, ...] = (
     schedule_is_known,
     template_has_a_place,
     evaluation_has_data,
-    dashboard_is_ours,
     checkpoints_are_written,
     zpg_needs_stage_3,
     reentrant_needs_checkpointing,
@@ -306,6 +305,7 @@ RL_RULES: tuple[Rule, ...] = (
     rl_accumulation,
     groups_have_siblings,
     discount_is_possible,
+    dashboard_is_ours,
     answers_leave_room_for_prompts,
     sleep_needs_colocation,
     colocated_roles_have_equal_ranks,

@@ -18,7 +18,6 @@ from openrlhf_ext.config.sections import (
     EvalSection,
     LoggerSection,
     OptimizerFields,
-    RaySection,
     TrainFields,
     WandbSection,
 )
@@ -70,7 +69,6 @@ class SFTConfig(OptimizerFields):
     )
     logger: LoggerSection = section(partial(LoggerSection, wandb=WandbSection(project="openrlhf_train_sft")), "metrics")
     device: DeviceSection = section(DeviceSection, "CPU or GPU")
-    ray: RaySection = section(RaySection, "the cluster")
     local_rank: int = flag(
         -1, "set by the deepspeed launcher", refused=declined("starting through the deepspeed launcher")
     )

@@ -303,6 +303,7 @@ def _engine_args(settings: EngineSettings, device: Device, sleep: bool) -> Engin
         worker_extension_cls=f"{WorkerExtension.__module__}.{WorkerExtension.__qualname__}",
         weight_transfer_config=WeightTransferConfig(backend=PREFIX + settings.transport),
         disable_log_stats=True,
+        use_tqdm_on_load=False,
         **of_device,
     )
 

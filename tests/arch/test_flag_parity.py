@@ -56,6 +56,8 @@ OURS = {
         "device.type": EVERY,
         "ray.address": CLUSTER,
         "ray.bind": CLUSTER,
+        "ray.dashboard": CLUSTER,
+        "ray.dashboard_port": CLUSTER,
         "reward.weights": "several reward sources at once",
         "reward.on_error": "what a failed reward does is a choice, never a silent zero",
         "reward.timeout_s": "user code has a time limit",
@@ -74,8 +76,6 @@ OURS = {
     },
     "sft": {
         "device.type": EVERY,
-        "ray.address": CLUSTER,
-        "ray.bind": CLUSTER,
         "model.num_nodes": "OpenRLHF reads it from the deepspeed launcher, which we do not need",
         "model.num_gpus_per_node": "OpenRLHF reads it from the deepspeed launcher, which we do not need",
         "ds.logprob_chunk_size": "full logits are never in memory",

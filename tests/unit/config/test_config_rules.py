@@ -27,7 +27,7 @@ FORBIDDEN = [
     ("rl", "--rollout.max_new_tokens 2048", "--data.max_len 2048 is for prompt and response together"),
     ("rl", "--vllm.enable_sleep", "add --train.colocate_all"),
     ("rl", "--ds.enable_sleep", "add --train.colocate_all"),
-    ("rl", "--train.colocate_all", "--ref.num_gpus_per_node 8: it shares the policy's devices; set it to 1"),
+    ("rl", "--train.colocate_all --ref.num_gpus_per_node 2", "--ref.num_gpus_per_node 2: it shares the policy's devices; set it to 1"),
     ("rl", "--train.max_tokens_per_gpu 100", "no effect without --train.dynamic_batch_enable"),
     ("rl", "--reward.weights 1 2", "2 values for 1 sources in --reward.remote_url"),
     ("rl", "--data.prompt_probs 0.5,0.5", "2 values for 1 sources in --data.prompt_dataset"),
