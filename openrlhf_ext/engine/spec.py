@@ -5,9 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from openrlhf_ext.errors import ConfigError
 from openrlhf_ext.models.spec import Dtype
 
 ZeroStage = Literal[0, 1, 2, 3]
+
+SCHEDULES = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+)
+"""The schedules of transformers that follow from their length, warm-up and lowest rate alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +29,7 @@ class EngineSpec:
     """ZeRO (arXiv:1910.02054), AdamW (arXiv:1711.05101) and the learning-rate schedule.
 
     `total_steps` are the optimizer steps of the whole run, of which `warmup_ratio` warm up;
-    `lr_scheduler` is a name of transformers' `get_scheduler`. `max_norm` 0 does not clip.
+    `lr_scheduler` is one of SCHEDULES (ConfigError otherwise). `max_norm` 0 does not clip.
     With bf16 or fp16 the optimizer holds a float32 copy of the weights at every stage
     (`engine.deepspeed_config.effective_stage` says which stage runs).
     """
@@ -42,5 +56,7 @@ class EngineSpec:
 
     def __post_init__(self) -> None:
         assert self.zero_stage in (0, 1, 2, 3), "ZeRO has stages 0 to 3"
+        if self.lr_scheduler not in SCHEDULES:
+            raise ConfigError(f"lr_scheduler {self.lr_scheduler} is not supported: give one of {', '.join(SCHEDULES)}.")
         assert self.total_steps > 0, "a schedule needs its length"
         assert not (self.param_offload and self.trainable), "weights in training stay on the device"

@@ -140,14 +140,14 @@ def plain_training(path: Path) -> dict[str, Any]:
     return {"losses": losses, "grad_norms": norms, "lrs": lrs, "weights": model.state_dict(), "logp": logp_BA}
 
 
-def spawn(world_size: int, scenario: Any, folder: Path, *arguments: Any) -> list[Any]:
+def spawn(world_size: int, scenario: Any, folder: Path, *arguments: Any, device: str = "cpu") -> list[Any]:
     """Run `scenario(rank, world_size, device, *arguments)` on fresh processes; what each rank returned."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("spawn")
     processes = [
-        context.Process(target=_rank_main, args=(scenario, rank, world_size, port, folder, arguments))
+        context.Process(target=_rank_main, args=(scenario, device, rank, world_size, port, folder, arguments))
         for rank in range(world_size)
     ]
     for process in processes:
@@ -161,11 +161,13 @@ def spawn(world_size: int, scenario: Any, folder: Path, *arguments: Any) -> list
     return [torch.load(folder / f"answer-{world_size}-{rank}.pt", weights_only=False) for rank in range(world_size)]
 
 
-def _rank_main(scenario: Any, rank: int, world_size: int, port: int, folder: Path, arguments: Sequence[Any]) -> None:
+def _rank_main(
+    scenario: Any, requested: Any, rank: int, world_size: int, port: int, folder: Path, arguments: Sequence[Any]
+) -> None:
     from openrlhf_ext.engine.process import init_process
 
     torch.set_num_threads(1)
-    device = choose_device("cpu")
+    device = choose_device(requested)
     init_process(device, rank, world_size, 0, "127.0.0.1", port)
     import openrlhf_ext.engine.deepspeed_engine  # noqa: F401
 
@@ -183,7 +185,9 @@ def train_step(engine: Any, step: int, size: int = 2, count: int = 8) -> dict[st
 
 
 def full_weights(engine: Any, bucket_bytes: int = 1 << 20) -> dict[str, Tensor]:
-    return {name: tensor.clone() for bucket in engine.export_weights(bucket_bytes) for name, tensor in bucket}
+    return {
+        name: tensor.to("cpu", copy=True) for bucket in engine.export_weights(bucket_bytes) for name, tensor in bucket
+    }
 
 
 def train(engine: Any) -> dict[str, Any]:
@@ -281,6 +285,24 @@ def one_rank(rank: int, world_size: int, device: Device, path: Path, folder: Pat
         }.items()
     }
     answer["refusals"] = [refusal(path, device, f) for f in (foreign, folder / "state-1-0", folder / "nothing")]
+    return answer
+
+
+def on_a_gpu(rank: int, world_size: int, device: Device, path: Path) -> dict[str, Any]:
+    """Three steps at each stage with a sleep after the first, and the bytes allocated awake and asleep."""
+    answer: dict[str, Any] = {}
+    for stage in (0, 1, 2, 3):
+        engine = engine_of(path, device, replace(SPEC, zero_stage=stage))
+        losses = [train_step(engine, 0)["loss"].value]
+        awake = torch.accelerator.memory_allocated()
+        engine.sleep()
+        asleep = torch.accelerator.memory_allocated()
+        engine.wake()
+        losses += [train_step(engine, step)["loss"].value for step in range(1, STEPS)]
+        answer[stage] = {"losses": losses, "awake": awake, "asleep": asleep, "weights": full_weights(engine)}
+        del engine
+        gc.collect()
+        device.empty_cache()
     return answer
 
 
