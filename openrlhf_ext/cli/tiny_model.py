@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,8 +57,12 @@ def build(arguments: TinyModelArguments) -> Path:
     if a.corpus is not None and not a.corpus.is_file():
         raise DataError(f"--corpus {a.corpus} is not a file: name a text file, or leave the flag out.")
 
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports DeepSpeed, which else looks for a GPU
+    from transformers.utils.logging import disable_progress_bar
+
     from openrlhf_ext.models.tiny import TinyShape, build_tiny_model
 
+    disable_progress_bar()
     shape = TinyShape(a.hidden, a.layers, a.heads, a.kv_heads, a.intermediate, a.vocab)
     corpus = a.corpus.read_text(encoding="utf-8").splitlines() if a.corpus else ()
     return build_tiny_model(a.output, shape, corpus=corpus, seed=a.seed)
