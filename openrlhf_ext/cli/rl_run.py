@@ -64,7 +64,8 @@ def run(parsed: Parsed) -> int:
     specs = [part.strip() for part in cfg.reward.remote_url.split(",")]
     with load_reward(specs, reward_settings(cfg), tokenizer) as reward:
         reward.probe(data.prompts)
-        with ray_session(ray_settings(cfg, spec)):
+        with ray_session(ray_settings(cfg, spec)) as logs:
+            _link(output / "logs", logs)
             remote = build_roles(spec)
             tracker = open_tracking(cfg.logger, cfg.ckpt, cfg, latest.step if latest else None)
             line = StepProgress(data.source.total_steps, SHOWN)
@@ -87,6 +88,12 @@ def run(parsed: Parsed) -> int:
     (output / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     _say_result(result, cfg)
     return 0
+
+
+def _link(link: Path, folder: Path) -> None:
+    """The logs of this run's processes, found beside its other output (the latest run's, where it was resumed)."""
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,4 +197,6 @@ def _say_result(result: Mapping[str, Any], cfg: RLConfig) -> None:
         console.print(f"{kind}: {before:.3f} before, {after:.3f} after {result['steps']} steps")
     console.print(f"model: {result['checkpoint']}", soft_wrap=True)
     console.print(f"rollouts: {result['rollouts']}", soft_wrap=True)
-    console.print(f"metrics: {result['metrics']}; checkpoints: {Path(cfg.ckpt.path).absolute()}", soft_wrap=True)
+    console.print(f"metrics: {result['metrics']}", soft_wrap=True)
+    console.print(f"checkpoints: {Path(cfg.ckpt.path).absolute()}", soft_wrap=True)
+    console.print(f"logs: {(Path(cfg.ckpt.output_dir) / 'logs').absolute()}", soft_wrap=True)

@@ -1,7 +1,7 @@
 """Starting a Ray of our own, or joining one by its address.
 
 A Ray that we start is private: every port binds to the loopback address and every call carries a
-token that lives as long as the run. Nothing is left behind when the run ends.
+token that lives as long as the run. What stays when the run ends are its logs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 
@@ -34,8 +35,10 @@ class RaySettings:
 
 
 @contextmanager
-def ray_session(settings: RaySettings) -> Iterator[None]:
+def ray_session(settings: RaySettings) -> Iterator[Path]:
     """Connect to Ray for the time of the block; `prepare_environment` comes before Ray is imported.
+
+    Yields the folder of the processes' logs (on the head node, where the cluster has several).
 
     Raises:
         ResourceError: the address does not answer, or the dashboard's port is taken.
@@ -47,7 +50,7 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
     try:
         with waiting("Ray" if settings.address is None else f"the Ray cluster at {settings.address}"):
             if settings.address is None:
-                ray.init(
+                context = ray.init(
                     address="local",
                     num_cpus=settings.cpus,
                     num_gpus=settings.gpus,
@@ -59,7 +62,7 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
                     configure_logging=False,
                 )
             else:
-                ray.init(address=settings.address, configure_logging=False)
+                context = ray.init(address=settings.address, configure_logging=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = "could not be started here" if settings.address is None else f"at {settings.address} does not answer"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -67,7 +70,7 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
             f"Ray {where} ({reason}): check --ray.address, or leave it out to start a private Ray on this machine."
         ) from error
     try:
-        yield
+        yield Path(context.address_info["session_dir"]) / "logs"  # type: ignore[attr-defined]  # not a client's context
     finally:
         ray.shutdown()
 
@@ -85,8 +88,8 @@ def check_port_free(host: str, port: int) -> None:
 
 
 def _check_answers(address: str) -> None:
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdigit():
         raise ResourceError(f'--ray.address {address} is no address: give host:port, or "auto" for the cluster here.')
     try:
         socket.create_connection((host, int(port)), timeout=5).close()

@@ -35,7 +35,7 @@ def gather(calls: Sequence[ray.ObjectRef], what: str) -> list[Any]:
                     raise
                 except RayActorError as error:
                     raise ResourceError(
-                        f"A process died while we waited for {what} ({_first_line(error)}): look at the end of its "
+                        f"A process died while we waited for {what} ({_in_short(error)}): look at the end of its "
                         "log (often the machine ran out of memory), then continue with --ckpt.load_enable."
                     ) from error
                 except GetTimeoutError as error:  # it was reported done: only its transfer is left
@@ -43,6 +43,7 @@ def gather(calls: Sequence[ray.ObjectRef], what: str) -> list[Any]:
     return ray.get(list(calls))
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+def _in_short(error: Exception) -> str:
+    """What died, and why: the first and the last line of Ray's account."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ... ".join(dict.fromkeys([lines[0][:200], lines[-1][:200]]))
