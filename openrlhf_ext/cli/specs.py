@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from pathlib import Path
@@ -11,11 +12,14 @@ from openrlhf_ext.batch.partition import SplitSettings
 from openrlhf_ext.config import dump
 from openrlhf_ext.config.sections import CkptSection, DsSection, LoggerSection, OptimizerFields
 from openrlhf_ext.device import Device, attention
+from openrlhf_ext.engine.deepspeed_config import effective_stage
 from openrlhf_ext.engine.spec import EngineSpec
 from openrlhf_ext.errors import ConfigError
 from openrlhf_ext.models.spec import ModelSpec
 from openrlhf_ext.track.checkpoints import Checkpoint, CheckpointStore
 from openrlhf_ext.track.metrics import Trackers, WandbSettings, open_trackers
+
+logger = logging.getLogger(__name__)
 
 
 def model_spec(path: str, model: Any, ds: DsSection, device: Device, *, explicit: bool) -> ModelSpec:
@@ -33,7 +37,7 @@ def model_spec(path: str, model: Any, ds: DsSection, device: Device, *, explicit
 
 def engine_spec(optimizer: OptimizerFields, ds: DsSection, *, total_steps: int, seed: int, exact: bool) -> EngineSpec:
     """The engine of a model in training; `exact` asks for deterministic kernels."""
-    return EngineSpec(
+    spec = EngineSpec(
         zero_stage=ds.zero_stage,
         dtype=ds.param_dtype,
         lr=optimizer.adam.lr,
@@ -52,6 +56,13 @@ def engine_spec(optimizer: OptimizerFields, ds: DsSection, *, total_steps: int, 
         seed=seed,
         deterministic=exact,
     )
+    if (stage := effective_stage(spec)) != ds.zero_stage:
+        logger.warning(
+            "--ds.zero_stage %d runs as stage %d: float32 master weights in the optimizer begin there.",
+            ds.zero_stage,
+            stage,
+        )
+    return spec
 
 
 def frozen_engine_spec(ds: DsSection, *, offload: bool, seed: int, exact: bool) -> EngineSpec:

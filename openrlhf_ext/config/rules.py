@@ -96,6 +96,16 @@ def zpg_needs_stage_3(config: Any, explicit: Explicit) -> Iterator[Violation]:
         yield Violation("--ds.zpg", config.ds.zpg, "it shards parameters; add --ds.zero_stage 3")
 
 
+def overlap_needs_stage_2(config: Any, explicit: Explicit) -> Iterator[Violation]:
+    if config.ds.overlap_comm and config.ds.zero_stage < 2:
+        yield Violation(
+            "--ds.overlap_comm",
+            None,
+            "gradients travel during the backward pass from stage 2 on; "
+            f"leave it out with --ds.zero_stage {config.ds.zero_stage}",
+        )
+
+
 def reentrant_needs_checkpointing(config: Any, explicit: Explicit) -> Iterator[Violation]:
     name = "actor" if isinstance(config, RLConfig) else "model"
     model = get(config, name)
@@ -297,6 +307,7 @@ COMMON_RULES: tuple[Rule, ...] = (
     evaluation_has_data,
     checkpoints_are_written,
     zpg_needs_stage_3,
+    overlap_needs_stage_2,
     reentrant_needs_checkpointing,
 )
 RL_RULES: tuple[Rule, ...] = (
