@@ -48,21 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build(arguments: TinyModelArguments) -> Path:
     """Raises DataError for a corpus that cannot be read or sizes that do not fit together."""
     a = arguments
-    if a.hidden % a.heads or a.heads % a.kv_heads:
-        raise DataError(
-            f"--hidden {a.hidden} must be a multiple of --heads {a.heads}, and --heads of --kv-heads {a.kv_heads}."
-        )
+    if a.heads % a.kv_heads:
+        raise DataError(f"--heads {a.heads} must be a multiple of --kv-heads {a.kv_heads}, which they share.")
     if a.vocab < 259:
         raise DataError(f"--vocab {a.vocab} is too small: give at least 259 (256 bytes and 3 special tokens).")
     if a.corpus is not None and not a.corpus.is_file():
         raise DataError(f"--corpus {a.corpus} is not a file: name a text file, or leave the flag out.")
 
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports DeepSpeed, which else looks for a GPU
-    from transformers.utils.logging import disable_progress_bar
-
     from openrlhf_ext.models.tiny import TinyShape, build_tiny_model
 
-    disable_progress_bar()
     shape = TinyShape(a.hidden, a.layers, a.heads, a.kv_heads, a.intermediate, a.vocab)
     corpus = a.corpus.read_text(encoding="utf-8").splitlines() if a.corpus else ()
     return build_tiny_model(a.output, shape, corpus=corpus, seed=a.seed)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
@@ -47,9 +48,11 @@ class TinyShape:
     """At most so many tokens: 256 bytes, 3 special tokens, the rest merges learned from the corpus."""
     max_positions: int = 4096
     tie_embeddings: bool = True
+    head_dim: int = 32
+    """The smallest that vLLM's attention on a CPU takes."""
 
     def __post_init__(self) -> None:
-        assert self.hidden % self.heads == 0 and self.heads % self.kv_heads == 0, "heads divide"
+        assert self.heads % self.kv_heads == 0, "query heads share key-value heads evenly"
         assert self.vocab >= 259, "256 bytes and 3 special tokens"
 
 
@@ -94,6 +97,7 @@ def build_tiny_model(
     """
     shape = shape or TinyShape()
     folder = Path(folder)
+    disable_progress_bar()  # of saving: there is one file
     tokenizer = build_tokenizer(corpus, shape.vocab, shape.max_positions)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
@@ -102,7 +106,7 @@ def build_tiny_model(
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.kv_heads,
-        head_dim=shape.hidden // shape.heads,
+        head_dim=shape.head_dim,
         max_position_embeddings=shape.max_positions,
         tie_word_embeddings=shape.tie_embeddings,
         pad_token_id=tokenizer.pad_token_id,
