@@ -78,7 +78,7 @@ def test_the_command_builds_what_it_is_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("flags", "named"),
-    [(["--hidden", "30"], "--hidden 30"), (["--vocab", "10"], "--vocab 10"), (["--corpus", "nowhere"], "nowhere")],
+    [(["--heads", "3"], "--heads 3"), (["--vocab", "10"], "--vocab 10"), (["--corpus", "nowhere"], "nowhere")],
 )
 def test_sizes_that_do_not_fit_are_one_sentence(
     flags: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
