@@ -117,8 +117,8 @@ def roles_spec(parsed: Parsed, device: Device, optimizer_steps: int) -> RolesSpe
     """Every role of the run. `optimizer_steps` is the length of the learning-rate schedule.
 
     Raises:
-        ConfigError: engines of several GPUs that should share GPUs with training, or a batch that the
-            ranks cannot share evenly.
+        ConfigError: engines of several GPUs that should share GPUs with training, more engines than training
+            ranks to share with, or a batch that the ranks cannot share evenly.
     """
     cfg: RLConfig = parsed.config
     sharing = _sharing(cfg)
@@ -138,6 +138,11 @@ def roles_spec(parsed: Parsed, device: Device, optimizer_steps: int) -> RolesSpe
         explicit="ds.attn_implementation" in parsed.explicit,
     )
     actor_ranks = ranks_of(parsed, "actor", device)
+    if transport_of(device, sharing) == "ipc" and cfg.vllm.num_engines > actor_ranks:
+        raise ConfigError(
+            f"--vllm.num_engines {cfg.vllm.num_engines} with --train.colocate_all: an engine gets its weights from the "
+            f"policy's rank on its GPU, and there are {actor_ranks}; give --vllm.num_engines {actor_ranks} or less."
+        )
     if not cfg.train.dynamic_batch_enable:
         for violation in accumulation(cfg.train.batch_size, cfg.train.micro_batch_size, actor_ranks):
             raise ConfigError(str(violation))
@@ -146,7 +151,7 @@ def roles_spec(parsed: Parsed, device: Device, optimizer_steps: int) -> RolesSpe
     if cfg.algo.kl.init_coef > 0.0:
         frozen = frozen_engine_spec(cfg.ds, offload=cfg.ref.offload, seed=seed, exact=exact)
         ref_ranks = ranks_of(parsed, "ref", device)
-        reference = TrainedRole(ref_ranks, model, frozen, threads_for(ref_ranks))
+        reference = TrainedRole(ref_ranks, model, frozen, threads_for(ref_ranks), sleeps=cfg.ds.enable_sleep)
     budget = None
     if cfg.train.dynamic_batch_enable:
         budget = cfg.rollout.max_tokens_per_gpu or cfg.train.max_tokens_per_gpu

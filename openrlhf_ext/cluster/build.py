@@ -23,6 +23,7 @@ from openrlhf_ext.rollout.transfer import choose_transport
 from openrlhf_ext.rollout.vllm_engine import EngineSettings, VllmEngine, engine_environment
 
 Sharing = Literal["none", "actor_ref", "all"]
+SLOTS: dict[Part, str] = {"policy": "actor", "reference": "ref"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,23 +91,24 @@ def build_roles(spec: RolesSpec) -> RemoteRoles:
     slots = reserve(spec.demands(), gpu=spec.device.count > 0)
     engines, started = _start_engines(spec, slots["vllm"])
     engine_sleeper = _engine_sleeper(engines)
-    takes_turns = spec.sharing == "all" and spec.engines.settings.enable_sleep and spec.device.can("sleep")
-    if takes_turns:  # an engine measures the GPU when it starts: it must be alone on it
+    if spec.sharing == "all" and spec.device.kind != "cpu":
+        # An engine measures its GPU when it starts and must be alone on it.
         gather(started, "the engines to load")
+        started = []
+    takes_turns = spec.sharing == "all" and spec.engines.settings.enable_sleep and spec.device.can("sleep")
+    if takes_turns:
         engine_sleeper.sleep()
-    groups = {
-        name: _start_group(name, role, slots[slot], spec)
-        for name, slot, role in (("policy", "actor", spec.policy), ("reference", "ref", spec.reference))
-        if role is not None
-    }
+    roles: dict[Part, TrainedRole] = {"policy": spec.policy}
+    if spec.reference is not None:
+        roles["reference"] = spec.reference
+    groups = {name: _start_group(name, role, slots[SLOTS[name]], spec) for name, role in roles.items()}
     loading = [call for group in groups.values() for call in group.started]
     names = " and ".join(["engines", *groups])
-    gather([*([] if takes_turns else started), *loading], f"{names} to load")
+    gather([*started, *loading], f"{names} to load")
 
     sleepers = {"engines": engine_sleeper} if takes_turns else {}
-    if spec.policy.sleeps and spec.device.can("sleep"):
-        group = groups["policy"]
-        sleepers["policy"] = Sleeper(frozenset({"policy"}), group.sleep, lambda _: group.wake())
+    if spec.device.can("sleep"):
+        sleepers |= {name: _group_sleeper(name, groups[name]) for name, role in roles.items() if role.sleeps}
     phases = Phases(sleepers, asleep=["engines"] if takes_turns else [])
     generator = RemoteGenerator(engines, phases)
     links = EngineLinks(
@@ -141,6 +143,10 @@ def _start_group(name: str, role: TrainedRole, slots: Sequence[Slot], spec: Role
     environment = worker_environment(spec.device, role.threads)
     objective = spec.objective if name == "policy" else None
     return WorkerGroup(name, slots, spec.device, role.model, role.engine, environment, objective)
+
+
+def _group_sleeper(part: Part, group: WorkerGroup) -> Sleeper:
+    return Sleeper(frozenset({part}), group.sleep, lambda _: group.wake())
 
 
 def _engine_sleeper(engines: Sequence[Any]) -> Sleeper:

@@ -1,8 +1,10 @@
 """Who is awake when, where roles share a GPU.
 
 In GENERATE the engines have the GPU, in TRAIN the policy and the reference; PUBLISH needs the
-policy and the engines' weights, but no KV cache. A role that cannot sleep (a device without the
-capability, a GPU of its own) is never asked to: then all of this does nothing.
+policy and the engines' weights, but no KV cache. After PUBLISH comes GENERATE: an engine that is
+half awake cannot sleep, it would have to come back as a whole first (vLLM). A role that cannot
+sleep (a device without the capability, a GPU of its own) is never asked to: then all of this does
+nothing.
 """
 
 from __future__ import annotations
@@ -13,11 +15,11 @@ from itertools import chain
 from typing import Literal
 
 Phase = Literal["generate", "train", "publish"]
-Part = Literal["policy", "weights", "kv_cache"]
+Part = Literal["policy", "reference", "weights", "kv_cache"]
 
 _AWAKE: dict[Phase, frozenset[Part]] = {
     "generate": frozenset({"weights", "kv_cache"}),
-    "train": frozenset({"policy"}),
+    "train": frozenset({"policy", "reference"}),
     "publish": frozenset({"policy", "weights"}),
 }
 

@@ -109,20 +109,23 @@ class RemotePolicy(RemoteReference):
         self._generator.version = version
         return {}
 
+    # Files need the policy alone. They are written after a publish and read before one: to enter TRAIN for them
+    # would send engines away whose weights are about to be used.
+
     def save(self, folder: Path) -> None:
         if self._content.state:
-            self._phases.enter("train")
+            self._phases.enter("publish")
             calls = [worker.save.remote(str(folder.absolute())) for worker in self.group.workers]
             gather(calls, f"the policy to be saved under {folder}")
         if self._content.model:
             self.export(folder.with_name("model"))
 
     def load(self, folder: Path) -> None:
-        self._phases.enter("train")
+        self._phases.enter("publish")
         calls = [worker.load.remote(str(folder.absolute())) for worker in self.group.workers]
         gather(calls, f"the policy to be loaded from {folder}")
 
     def export(self, folder: Path) -> None:
-        self._phases.enter("train")
+        self._phases.enter("publish")
         calls = [worker.export.remote(str(folder.absolute())) for worker in self.group.workers]
         gather(calls, f"the model to be written to {folder}")

@@ -77,6 +77,9 @@ class BucketReceiver(WeightTransferEngine[Joining, Update]):
         # have parameters that are computed, not sent.
         if self.model_config.quantization is None:
             assert not self._missing, f"the update did not bring {sorted(self._missing)}"
+        if self.device.type != "cpu":
+            # What the copies took is free again, and the key-value cache is about to wake: give it back.
+            torch.accelerator.empty_cache()
 
     def fetch(self, bucket: Bucket) -> Tensor:
         """The bytes of the bucket on this worker's device, not overwritten before the update ends."""
@@ -84,6 +87,11 @@ class BucketReceiver(WeightTransferEngine[Joining, Update]):
 
     def shutdown(self) -> None:
         pass
+
+    @staticmethod
+    def trainer_send_weights(iterator: Any, trainer_args: Any) -> None:
+        """Abstract in vLLM up to 0.26, where the trainer's end belongs to the same class; ours is `transfer`."""
+        raise AssertionError("weights are sent by a WeightSender")
 
 
 class SharedMemoryReceiver(BucketReceiver):

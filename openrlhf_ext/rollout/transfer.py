@@ -30,6 +30,9 @@ NamedTensors = Sequence[tuple[str, Tensor]]
 # Every tensor starts at a multiple of this, so that a slice of bytes can be viewed as any dtype.
 ALIGNMENT = 16
 
+# A staging buffer's size is a multiple of this: buckets of about one size use one buffer.
+STAGING_BYTES = 64 << 20
+
 
 class Place(NamedTuple):
     """Where a tensor lies in a bucket: `offset` is in bytes, `dtype` the name in the torch module."""
@@ -208,7 +211,12 @@ class IpcSender:
     def _export(self, nbytes: int, device: torch.device) -> None:
         from torch.multiprocessing.reductions import reduce_tensor
 
-        self._staging = torch.empty(nbytes, dtype=torch.uint8, device=device)
+        # The buffer stays for good. Cut from a larger cached block, it would keep all of it on the GPU
+        # while this process sleeps; without cached blocks it gets one of its own.
+        self._staging = None
+        torch.accelerator.empty_cache()
+        size = -(-nbytes // STAGING_BYTES) * STAGING_BYTES
+        self._staging = torch.empty(size, dtype=torch.uint8, device=device)
         self._handle = {gpu_uuid(device): reduce_tensor(self._staging)}
 
     def close(self) -> None:
@@ -245,6 +253,9 @@ def join_broadcast(rendezvous: Rendezvous, device_index: int) -> Any:
     """A communicator of the trainer's rank 0 and all workers, apart from torch's process groups; blocks."""
     from vllm.distributed.weight_transfer.nccl_common import stateless_init_process_group
 
-    return stateless_init_process_group(
+    group = stateless_init_process_group(
         rendezvous.address, rendezvous.port, rendezvous.rank, rendezvous.world_size, device_index
     )
+    # Without its library vLLM's communicator turns every call into nothing, and the weights would be noise.
+    assert not group.disabled, "vLLM found no library for collectives between GPUs"
+    return group

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +27,7 @@ Progress = Callable[[int, int], None]
 """Called with (rollouts done, rollouts asked for), about once a second and at the end."""
 
 PROGRESS_SECONDS = 1.0
+ALL_MEMORY = frozenset({"weights", "kv_cache"})
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}  # vLLM has further ways to give up
 
 
@@ -93,8 +94,8 @@ class VllmEngine:
 
     def __init__(self, settings: EngineSettings, device: Device) -> None:
         self.settings = settings
-        self._on_cpu = device.kind == "cpu"
         self._can_sleep = settings.enable_sleep and device.can("sleep")
+        self._asleep: frozenset[str] = frozenset()
         self._version = 0
         self._updating = False
         self._engine = _start(settings, device, self._can_sleep)
@@ -158,7 +159,7 @@ class VllmEngine:
         self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams], progress: Progress | None
     ) -> list[RequestOutput]:
         """Step until all are finished. All are added before the first step, so batches form the same way every time."""
-        assert not self._updating, "the weights are being replaced"
+        assert not self._updating and not self._asleep, "weights that are being replaced or asleep sample nothing"
         finished: dict[str, RequestOutput] = {}
         told = time.monotonic()
         try:
@@ -201,7 +202,7 @@ class VllmEngine:
 
     def begin_update(self) -> None:
         """Start replacing all weights; no sampling until `end_update`."""
-        assert not self._updating, "one update at a time"
+        assert not self._updating and "weights" not in self._asleep, "one update at a time, of weights that are awake"
         self._updating = True
         self._call_workers("start_weight_update")
 
@@ -225,16 +226,18 @@ class VllmEngine:
     def sleep(self, level: int = 1) -> None:
         """Leave the GPU: level 1 keeps the weights in host memory, level 2 drops them (update them on waking).
 
-        Does nothing on a CPU or where sleep is not enabled: there is no other memory to go to.
+        Does nothing on a CPU or where sleep is not enabled. An engine that is half awake comes back as a whole first.
         """
-        if self._can_sleep:
-            self._engine.reset_prefix_cache()
+        if self._can_sleep and self._asleep != ALL_MEMORY:
+            self.wake(self._asleep)  # vLLM ignores the call while any part is still asleep
             self._engine.sleep(level)
+            self._asleep = ALL_MEMORY
 
-    def wake(self, tags: Sequence[Literal["weights", "kv_cache"]] | None = None) -> None:
-        """Come back: everything, or only the named parts (weights first, the cache once the trainer has left)."""
-        if self._can_sleep:
-            self._engine.wake_up(None if tags is None else list(tags))
+    def wake(self, parts: Collection[str] = ALL_MEMORY) -> None:
+        """Come back: everything, or only these parts (weights first, the cache once the trainer has left)."""
+        if due := self._asleep.intersection(parts):
+            self._engine.wake_up(sorted(due))
+            self._asleep -= due
 
     def close(self) -> None:
         """Give back memory and process groups; the engine cannot be used afterwards."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from openrlhf_ext.cluster.phases import Part, Phase, Phases, Sleeper
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
-NEEDS = {"generate": {"weights", "kv_cache"}, "train": {"policy"}, "publish": {"policy", "weights"}}
+NEEDS = {"generate": {"weights", "kv_cache"}, "train": {"policy", "reference"}, "publish": {"policy", "weights"}}
 
 
 class Gpu:
@@ -21,6 +21,7 @@ class Gpu:
         parts: dict[str, frozenset[Part]] = {
             "engines": frozenset({"weights", "kv_cache"}),
             "policy": frozenset({"policy"}),
+            "reference": frozenset({"reference"}),
         }
         self.held: set[Part] = set().union(*(parts[name] for name in parts if name not in asleep))
         self.calls: list[tuple[str, frozenset[Part]]] = []
@@ -63,6 +64,8 @@ def test_a_step_moves_each_part_once():
     assert gpu.calls == [
         ("sleep", {"weights", "kv_cache"}),
         ("wake", {"policy"}),
+        ("wake", {"reference"}),
+        ("sleep", {"reference"}),
         ("wake", {"weights"}),
         ("sleep", {"policy"}),
         ("wake", {"kv_cache"}),
