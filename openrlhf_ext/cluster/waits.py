@@ -30,10 +30,10 @@ def gather(calls: Sequence[ray.ObjectRef], what: str) -> list[Any]:
                 try:
                     ray.get(call, timeout=60)
                 except RayTaskError as error:
-                    if isinstance(error.cause, UserError):
-                        raise error.cause from None
-                    raise
+                    raise _raised_by(error) from None
                 except RayActorError as error:
+                    if error.actor_init_failed:  # Ray keeps what the constructor raised as its error's argument
+                        raise _raised_by(error.args[0]) from None
                     raise ResourceError(
                         f"A process died while we waited for {what} ({_in_short(error)}): look at the end of its "
                         "log (often the machine ran out of memory), then continue with --ckpt.load_enable."
@@ -41,6 +41,11 @@ def gather(calls: Sequence[ray.ObjectRef], what: str) -> list[Any]:
                 except GetTimeoutError as error:  # it was reported done: only its transfer is left
                     raise ResourceError(f"The result of {what} did not arrive within a minute.") from error
     return ray.get(list(calls))
+
+
+def _raised_by(error: RayTaskError) -> Exception:
+    """The worker's own exception where it is for the user to mend, else with the worker's traceback."""
+    return error.cause if isinstance(error.cause, UserError) else error
 
 
 def _in_short(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import warnings
 from datetime import timedelta
 
@@ -36,8 +37,9 @@ def init_process(
         LOCAL_RANK=str(local_rank),
     )
     device.select(local_rank)
+    store = _meeting_point(rank, world_size, master_addr, master_port)
     torch.distributed.init_process_group(
-        device.collective, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT
+        device.collective, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT
     )
     import deepspeed  # after the environment: it looks for its accelerator when it is imported
 
@@ -53,3 +55,11 @@ def _speak_of_problems_only(logger: logging.Logger) -> None:
     transformers.utils.logging.disable_progress_bar()
     # Raised by DeepSpeed's calls into torch, at every one of them.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+
+
+def _meeting_point(rank: int, world_size: int, host: str, port: int) -> torch.distributed.TCPStore:
+    """The store that ranks meet by, which rank 0 serves at `host` only (left alone it listens on every interface)."""
+    listener = socket.create_server((host, port)).detach() if rank == 0 else None
+    return torch.distributed.TCPStore(
+        host, port, world_size, rank == 0, timeout=COLLECTIVE_TIMEOUT, master_listen_fd=listener
+    )
