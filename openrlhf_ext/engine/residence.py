@@ -16,8 +16,6 @@ def leave(runner: Any, stage: int, spec: EngineSpec) -> None:
     """Move the state of a DeepSpeed engine (or of a plain module) to host memory."""
     if _has_zero_optimizer(stage, spec):
         runner.offload_states(include=_states_deepspeed_moves(stage), pin_memory=True, non_blocking=False)
-    elif stage == 3:
-        runner.empty_partition_cache()  # what the last forward gathered, or kept for the next one
     for tensor in _other_tensors(runner, stage, spec):
         # Pinned: several times faster both ways, and torch keeps the pages for the next time.
         host = torch.empty_like(tensor.data, device="cpu", pin_memory=tensor.device.type != "cpu")
