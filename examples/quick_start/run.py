@@ -19,8 +19,8 @@ from typing import Any
 from task import write_task
 
 HERE = Path(__file__).resolve().parent
-STEPS, PROMPTS_PER_STEP = 60, 32
-DEMONSTRATIONS = 6400
+STEPS, PROMPTS_PER_STEP = 80, 32
+DEMONSTRATIONS = 8000
 HELD_OUT = 100
 
 
