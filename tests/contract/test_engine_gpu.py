@@ -32,4 +32,6 @@ def test_three_steps_equal_the_plain_loop(plain_and_gpu, stage):
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_sleeping_engine_leaves_the_gpu(plain_and_gpu, stage):
     measured = plain_and_gpu[1][stage]
-    assert measured["asleep"] < 0.2 * measured["awake"]
+    weights = sum(tensor.nbytes for tensor in measured["weights"].values())
+    # Weights and two moments at least; what stays are the workspaces of the GPU's libraries, larger than this model.
+    assert measured["awake"] - measured["asleep"] > 2.9 * weights
