@@ -20,15 +20,16 @@ from openrlhf_ext.cli.rl_setup import (
     rl_settings,
     roles_spec,
 )
-from openrlhf_ext.cli.specs import cadence_of, metrics_file, open_store, open_tracking
+from openrlhf_ext.cli.specs import cadence_of, metrics_file, open_store, open_tracking, write_config
 from openrlhf_ext.cluster.build import build_roles
 from openrlhf_ext.cluster.session import ray_session
-from openrlhf_ext.config import Parsed, RLConfig, write_yaml
+from openrlhf_ext.config import Parsed, RLConfig
 from openrlhf_ext.data.prompts import load_prompts
 from openrlhf_ext.data.source import PromptSource
 from openrlhf_ext.data.tokenizer import load_tokenizer
 from openrlhf_ext.device import choose_device
 from openrlhf_ext.evaluation.generation import evaluate_generation
+from openrlhf_ext.models.load import check_model
 from openrlhf_ext.ports import Generator, RewardFn
 from openrlhf_ext.rewards.load import load_reward
 from openrlhf_ext.track.metrics import read_metrics
@@ -51,6 +52,7 @@ def run(parsed: Parsed) -> int:
     device = choose_device(cfg.device.type)
     store, latest = open_store(cfg.ckpt)
     assert cfg.actor.model_name_or_path is not None and cfg.reward.remote_url is not None
+    check_model(cfg.actor.model_name_or_path)
     tokenizer = load_tokenizer(cfg.actor.model_name_or_path, fast=not cfg.data.disable_fast_tokenizer)
     data = _load_data(cfg, tokenizer)
     settings = rl_settings(cfg, tokenizer)
@@ -58,8 +60,7 @@ def run(parsed: Parsed) -> int:
     console.print(_announcement(cfg, data, settings, device.kind), soft_wrap=True)
 
     output = Path(cfg.ckpt.output_dir)
-    for folder in {output, Path(cfg.ckpt.path)}:
-        write_yaml(cfg, folder / "config.yaml")
+    write_config(cfg, cfg.ckpt)
     rollouts = Path(cfg.logger.rollout_dir) if cfg.logger.rollout_dir else output / "rollouts"
     specs = [part.strip() for part in cfg.reward.remote_url.split(",")]
     with load_reward(specs, reward_settings(cfg), tokenizer) as reward:

@@ -22,8 +22,9 @@ from openrlhf_ext.cli.specs import (
     open_store,
     open_tracking,
     split_settings,
+    write_config,
 )
-from openrlhf_ext.config import Parsed, SFTConfig, write_yaml
+from openrlhf_ext.config import Parsed, SFTConfig
 from openrlhf_ext.data.sft import LoadedSft, SftExample, SftSettings, load_sft
 from openrlhf_ext.data.tables import parse_probs
 from openrlhf_ext.data.tokenizer import load_tokenizer
@@ -68,8 +69,7 @@ def run(parsed: Parsed) -> int:
     console.print(_announcement(loaded, total, settings, device.kind), soft_wrap=True)
 
     output = Path(cfg.ckpt.output_dir)
-    for folder in {output, Path(cfg.ckpt.path)}:
-        write_yaml(cfg, folder / "config.yaml")
+    write_config(cfg, cfg.ckpt)
     model = _load_model(parsed, device, total)
     tracker = open_tracking(cfg.logger, cfg.ckpt, cfg, latest.step if latest else None)
     line = StepProgress(total, SHOWN)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf_ext.batch.partition import SplitSettings
-from openrlhf_ext.config import dump
+from openrlhf_ext.config import dump, write_yaml
 from openrlhf_ext.config.sections import CkptSection, DsSection, LoggerSection, OptimizerFields
 from openrlhf_ext.device import Device, attention
 from openrlhf_ext.engine.deepspeed_config import effective_stage
@@ -120,6 +120,17 @@ def open_tracking(logger: LoggerSection, ckpt: CkptSection, config: Any, resume_
         wandb=settings,
         config=dump(config),
     )
+
+
+def write_config(config: Any, ckpt: CkptSection) -> None:
+    """Write the whole config beside what the run will leave; ConfigError where a folder cannot be written."""
+    for flag, folder in {"--ckpt.output_dir": ckpt.output_dir, "--ckpt.path": ckpt.path}.items():
+        try:
+            write_yaml(config, Path(folder) / "config.yaml")
+        except OSError as error:
+            raise ConfigError(
+                f"{flag} {folder} cannot be written to as a folder ({error.strerror}): choose another."
+            ) from None
 
 
 def metrics_file(logger: LoggerSection, ckpt: CkptSection) -> Path:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import WeightConverter
 
@@ -36,21 +37,47 @@ def load_config(path: str) -> PreTrainedConfig:
     return config
 
 
-def load_causal_lm(spec: ModelSpec) -> PreTrainedModel:
-    """The model in `spec.dtype`, every weight from its safetensors files.
+def check_model(path: str) -> PreTrainedConfig:
+    """The architecture of a model whose files are there and whole, as far as they tell without being loaded.
 
-    Raises DataError where weights are missing (transformers would draw them at random) or not safetensors.
+    Raises DataError as `load_config` does, and for weights of a folder that are missing, torn or no safetensors.
     """
-    config = load_config(spec.path)
-    folder = Path(spec.path)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+    config = load_config(path)
+    if Path(path).is_dir():
+        _check_weights(Path(path))
+    return config
+
+
+def _check_weights(folder: Path) -> None:
+    files = {file.name: file for file in sorted(folder.glob("*.safetensors"))}
+    if not files:
         others = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth"))
         found = (
             f"only pickle weights ({others[0]}), which are not loaded because they can run code"
             if others
             else "no weights"
         )
-        raise DataError(f"{spec.path} has {found}: give a model with *.safetensors files.")
+        raise DataError(f"{folder} has {found}: give a model with *.safetensors files.")
+    index = folder / "model.safetensors.index.json"
+    named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else ()
+    if missing := sorted(set(named) - files.keys()):
+        raise DataError(f"{folder} lacks {missing[0]}, which its index names: copy or download it again.")
+    for name, file in files.items():
+        try:
+            with safe_open(file, framework="pt"):
+                pass  # its header fits its size
+        except SafetensorError as error:
+            raise DataError(
+                f"The weights of {folder} cannot be loaded ({name}: {_first_sentence(error)}): are its files complete?"
+            ) from error
+
+
+def load_causal_lm(spec: ModelSpec) -> PreTrainedModel:
+    """The model in `spec.dtype`, every weight from its safetensors files.
+
+    Raises DataError where weights are missing (transformers would draw them at random) or not safetensors.
+    """
+    config = check_model(spec.path)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             spec.path,

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from openrlhf_ext.errors import DataError
-from openrlhf_ext.models.load import load_causal_lm, load_config
+from openrlhf_ext.models.load import check_model, load_causal_lm, load_config
 from openrlhf_ext.models.spec import ModelSpec
 
 
@@ -88,6 +88,23 @@ def test_a_torn_file(folder):
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(DataError, match="cannot be loaded"):
         load(folder)
+
+
+def test_a_shard_that_is_missing(folder):
+    names = {f"model-0000{i}-of-00002.safetensors" for i in (1, 2)}
+    (folder / "model.safetensors").rename(folder / min(names))
+    index = {"weight_map": dict(zip(("model.norm.weight", "lm_head.weight"), sorted(names)))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match=r"lacks model-00002-of-00002\.safetensors, which its index names"):
+        check_model(str(folder))
+
+
+def test_files_are_checked_without_being_loaded(folder):
+    assert check_model(str(folder)).hidden_size == 8
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"cannot be loaded \(model\.safetensors: .*complete"):
+        check_model(str(folder))
 
 
 def test_weights_of_another_shape(folder):
