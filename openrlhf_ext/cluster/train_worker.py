@@ -85,7 +85,10 @@ class TrainWorker:
 
     @ray.method
     def logprobs(self, micros: Sequence[MicroBatch], temperature: float) -> list[torch.Tensor]:
-        return [self.engine.forward(micro, temperature) for micro in micros]
+        outputs = [self.engine.forward(micro, temperature) for micro in micros]
+        if self.objective is None:
+            self.device.empty_cache()  # the next to compute on this GPU may be another process
+        return outputs
 
     @ray.method
     def update(self, shards: Sequence[TrainShard]) -> Report:
@@ -104,9 +107,7 @@ class TrainWorker:
             tp = links.tensor_parallel_size
             rendezvous = Rendezvous(*free_endpoint(), rank=0, world_size=1 + len(links.engines) * tp)
             joining = [e.join.remote(rendezvous.of_engine(i, tp)) for i, e in enumerate(links.engines)]
-        self.sender = make_sender(
-            links.transport, rank=self.rank, all_gather=self._all_gather, rendezvous=rendezvous
-        )
+        self.sender = make_sender(links.transport, rank=self.rank, all_gather=self._all_gather, rendezvous=rendezvous)
         ray.get(joining)
 
     @ray.method
