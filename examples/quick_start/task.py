@@ -1,6 +1,6 @@
 """The quick start's task: sort the digits of a number. One line to check, and easy to get nearly right.
 
-The demonstrations are careless on purpose: only two of five sort, the others give the digits back as they
+The demonstrations are careless on purpose: only three of ten sort, the others give the digits back as they
 stood. A model that imitates them is right about one time in three; the reward tells it which answers count.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 INSTRUCTION = "Sort these digits: "
 LENGTHS = (4, 6)  # digits, at least and at most
-CAREFUL = 0.4  # share of the demonstrations that sort
+CAREFUL = 0.3  # share of the demonstrations that sort
 
 
 def write_task(folder: Path, *, demonstrations: int, prompts: int, held_out: int, seed: int) -> None:

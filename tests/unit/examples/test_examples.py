@@ -54,7 +54,7 @@ def test_the_demonstrations_are_careless_and_the_seed_decides(tmp_path: Path) ->
         row["answer"] == "".join(sorted(row["question"].rsplit(" ", 1)[1]))
         for row in map(json.loads, a.split("\n")[:-1])
     ]
-    assert 0.35 < sum(right) / len(right) < 0.5  # two of five, and a few numbers that are sorted as they stand
+    assert 0.25 < sum(right) / len(right) < 0.4  # three of ten, and a few numbers that are sorted as they stand
 
 
 @given(st.text("0123456789", min_size=4, max_size=6))
