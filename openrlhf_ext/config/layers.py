@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from openrlhf_ext.errors import ConfigError
+from openrlhf_ext.errors import ConfigError, missing_file
 
 _FLAG = re.compile(r"--[A-Za-z]")  # so `-10` and `---` are values
 
@@ -72,10 +72,12 @@ _TextLoader.yaml_implicit_resolvers = {
 
 def read_yaml(file: Path) -> list[Setting]:
     """The lines of a YAML file, as dotted paths. Raises ConfigError naming the file."""
+    if not file.is_file():
+        raise ConfigError(f"--config {missing_file(file)}")
     try:
         content = yaml.load(file.read_text(encoding="utf-8"), Loader=_TextLoader)
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {file}: the file cannot be read ({error}).") from error
+        raise ConfigError(f"--config {file}: the file cannot be read ({error}): give a YAML file in UTF-8.") from error
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
