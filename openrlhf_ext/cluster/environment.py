@@ -25,6 +25,8 @@ def prepare_environment(address: str | None, bind: str) -> None:
             os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         # A private Ray's control process ends with the run: whoever misses it for so long ends too.
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "15")
+        # Idle workers started in advance serve nobody here: every role brings an environment of its own.
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         if os.environ["RAY_AUTH_MODE"] == "token" and not _has_token():
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
