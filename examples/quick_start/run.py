@@ -98,6 +98,7 @@ def _say(result: dict[str, Any], rl_out: Path) -> None:
     print(f"   model             {result['checkpoint']}")
     print(f"   rollouts          {result['rollouts']}")
     print(f"   metrics, config   {rl_out.absolute()}")
+    print(f"   logs              {(rl_out / 'logs').absolute()}")
     print("\nNext, the same job on a model of your own:")
     print("   ./quick_start.sh --actor.model_name_or_path Qwen/Qwen3-0.6B --output outputs/qwen3")
     print("or GSM8K: see examples/gsm8k/train.sh")
