@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
+from base_run import BaseRun, look_at
 from jobs import job
 from scenario import FLAGS, Record, output_to, prepare
 
@@ -26,23 +25,6 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare(tmp_path_factory.mktemp("workshop"))
 
 
-@dataclass(frozen=True)
-class Process:
-    """One process of a run while it trained. `environment` is None where the process has overwritten it."""
-
-    name: str
-    environment: dict[str, str] | None
-    libraries: frozenset[str]
-    listens_on: frozenset[str]
-
-
-@dataclass(frozen=True)
-class BaseRun:
-    record: Record
-    output: str
-    processes: list[Process]
-
-
 @pytest.fixture(scope="session")
 def base(workshop: Path) -> BaseRun:
     """The run that the others are compared with: one policy rank, one reference, one engine."""
@@ -52,20 +34,3 @@ def base(workshop: Path) -> BaseRun:
         processes = [seen for process in started.processes() if (seen := look_at(process))]
         output = started.wait()
     return BaseRun(record, output, processes)
-
-
-def look_at(process: psutil.Process) -> Process | None:
-    try:
-        with process.oneshot():
-            return Process(
-                process.name(),
-                process.environ() or None,
-                frozenset(Path(part.path).name for part in process.memory_maps()),
-                frozenset(
-                    connection.laddr.ip
-                    for connection in process.net_connections("tcp")
-                    if connection.status == psutil.CONN_LISTEN
-                ),
-            )
-    except psutil.NoSuchProcess:
-        return None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BaseRun
+from base_run import BaseRun
 from engine_scenarios import relative_l2, spawn
 from recorded import SPLITS, STEPS, one_rank, two_sharded_ranks
 

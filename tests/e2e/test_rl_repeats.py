@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BaseRun
+from base_run import BaseRun
 from jobs import job, run
 from scenario import FLAGS, STEPS, Record, output_to
 

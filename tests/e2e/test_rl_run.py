@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import BaseRun
+from base_run import BaseRun
 from scenario import PROMPTS, STEPS
 
 from openrlhf_ext.config import parse
