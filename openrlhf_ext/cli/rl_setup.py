@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from openrlhf_ext.cli.specs import engine_spec, frozen_engine_spec, model_spec, split_settings, threads_for
+from openrlhf_ext.cli.specs import engine_spec, frozen_engine_spec, model_path, model_spec, split_settings, threads_for
 from openrlhf_ext.cluster.build import EngineRole, RolesSpec, Sharing, TrainedRole, transport_of
 from openrlhf_ext.cluster.roles import CheckpointContent
 from openrlhf_ext.cluster.session import RaySettings
@@ -205,7 +205,7 @@ def _engines(cfg: RLConfig, device: Device, sharing: Sharing) -> EngineRole:
     vllm = cfg.vllm
     assert cfg.actor.model_name_or_path is not None
     settings = EngineSettings(
-        model=cfg.actor.model_name_or_path,
+        model=model_path(cfg.actor.model_name_or_path),
         transport=transport_of(device, sharing),
         max_model_len=cfg.data.max_len,
         dtype=VLLM_DTYPES[cfg.ds.param_dtype],  # type: ignore[arg-type]

@@ -22,10 +22,15 @@ from openrlhf_ext.track.metrics import Trackers, WandbSettings, open_trackers
 logger = logging.getLogger(__name__)
 
 
+def model_path(name: str) -> str:
+    """A local folder by its absolute path (a joined cluster's processes run elsewhere), a hub name as it is."""
+    return str(Path(name).absolute()) if Path(name).is_dir() else name
+
+
 def model_spec(path: str, model: Any, ds: DsSection, device: Device, *, explicit: bool) -> ModelSpec:
     """`model` is the section with the gradient-checkpointing flags, `explicit` whether attention was chosen."""
     return ModelSpec(
-        path=path,
+        path=model_path(path),
         dtype=ds.param_dtype,
         attn_implementation=attention(device, ds.attn_implementation, explicit=explicit),
         gradient_checkpointing=model.gradient_checkpointing_enable,
