@@ -24,7 +24,7 @@ from openrlhf_ext.cli.specs import cadence_of, metrics_file, open_store, open_tr
 from openrlhf_ext.cluster.build import build_roles
 from openrlhf_ext.cluster.session import ray_session
 from openrlhf_ext.config import Parsed, RLConfig
-from openrlhf_ext.data.prompts import load_prompts
+from openrlhf_ext.data.prompts import LoadedPrompts, load_prompts
 from openrlhf_ext.data.source import PromptSource
 from openrlhf_ext.data.tokenizer import load_tokenizer
 from openrlhf_ext.device import choose_device
@@ -93,8 +93,10 @@ def run(parsed: Parsed) -> int:
 
 def _link(link: Path, folder: Path) -> None:
     """The logs of this run's processes, found beside its other output (the latest run's, where it was resumed)."""
-    link.unlink(missing_ok=True)
-    link.symlink_to(folder)
+    if link.is_symlink():
+        link.unlink()
+    if not link.exists():  # else it is something of the user's
+        link.symlink_to(folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +114,13 @@ def _load_data(cfg: RLConfig, tokenizer: PreTrainedTokenizerBase) -> RLData:
     assert data.prompt_dataset is not None
     wanted = prompt_settings(cfg, data.prompt_dataset, data.prompt_split, data.prompt_probs, data.max_samples)
     loaded = load_prompts(wanted, tokenizer)
-    notes = [f"{name}: {count}" for name, count in loaded.counts.items() if name.startswith("overlong") and count]
+    notes = _overlong(loaded)
     held_out: Sequence[Prompt] = ()
     if cfg.eval.dataset is not None:
         evaluated = prompt_settings(cfg, cfg.eval.dataset, cfg.eval.split, None, data.max_samples)
-        held_out = load_prompts(evaluated, tokenizer).prompts
+        loaded_held_out = load_prompts(evaluated, tokenizer)
+        held_out = loaded_held_out.prompts
+        notes += [f"held-out {note}" for note in _overlong(loaded_held_out)]
     source = PromptSource(
         loaded.prompts,
         batch_size=cfg.rollout.batch_size,
@@ -125,6 +129,10 @@ def _load_data(cfg: RLConfig, tokenizer: PreTrainedTokenizerBase) -> RLData:
         drop_last=data.drop_last,
     )
     return RLData(loaded.prompts, source, held_out, notes)
+
+
+def _overlong(loaded: LoadedPrompts) -> list[str]:
+    return [f"{name}: {count}" for name, count in loaded.counts.items() if name.startswith("overlong") and count]
 
 
 def _optimizer_steps(prompts: int, cfg: RLConfig, settings: RLSettings) -> int:
