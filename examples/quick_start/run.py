@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import sys
 import time
-from itertools import pairwise
+from itertools import chain, count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,25 @@ HELD_OUT = 100
 def main() -> int:
     parser = argparse.ArgumentParser(prog="quick_start.sh", allow_abbrev=False, description=__doc__)
     parser.add_argument("--json", type=Path, help="write the result here as well")
-    parser.add_argument("--output", type=Path, default=Path("outputs/quick_start"), help="folder of everything made")
+    parser.add_argument("--output", type=Path, help="folder of everything made (not set: a new one in outputs/)")
     parser.add_argument("--train.seed", dest="seed", type=int, default=42, help="of data, weights and sampling")
     own, flags = parser.parse_known_args()
     start = time.monotonic()
-    out: Path = own.output
+    out: Path = own.output or _new_folder(Path("outputs/quick_start"))
+    resumes = _names(flags, "ckpt.load_enable")
+    if out.exists() and any(out.iterdir()) and not resumes:
+        print(
+            f"--output {out} is not empty: name another folder, or continue its run with --ckpt.load_enable.",
+            file=sys.stderr,
+        )
+        return 2
     data, rl_out = out / "data", out / "rl"
     write_task(data, demonstrations=DEMONSTRATIONS, prompts=STEPS * PROMPTS_PER_STEP, held_out=HELD_OUT, seed=own.seed)
 
     configs = [HERE / "rl.yaml"]
     if not _names(flags, "actor.model_name_or_path"):
-        _warm_up(out, data, own.seed, _device(flags))
+        if not (resumes and (out / "sft" / "result.json").exists()):
+            _warm_up(out, data, own.seed, _device(flags))
         flags = ["--actor.model_name_or_path", str(out / "sft" / "model"), *flags]
         configs.append(HERE / "tiny.yaml")
 
@@ -56,6 +64,12 @@ def main() -> int:
         own.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     _say(result, rl_out)
     return 0
+
+
+def _new_folder(wanted: Path) -> Path:
+    """`wanted`, or the first of wanted_2, wanted_3, ... that is not there: no run overwrites another."""
+    names = chain([wanted], (wanted.with_name(f"{wanted.name}_{number}") for number in count(2)))
+    return next(folder for folder in names if not folder.exists())
 
 
 def _warm_up(out: Path, data: Path, seed: int, device: list[str]) -> None:

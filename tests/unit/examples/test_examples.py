@@ -170,3 +170,70 @@ def test_the_custom_reward_gives_a_tensor_per_query() -> None:
     assert result["rewards"].shape == (2,)
     assert result["rewards"][0] > result["rewards"][1]
     assert torch.equal(result["scores"], torch.tensor([1.0, 0.0]))
+
+
+# --- running the quick start again -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[ModuleType, list[list[str]]]:
+    """The script in an empty folder, with commands that only leave their results behind."""
+    monkeypatch.syspath_prepend(str(EXAMPLES / "quick_start"))
+    monkeypatch.chdir(tmp_path)
+    run = load("quick_start/run.py")
+    calls: list[list[str]] = []
+
+    def call(title: str, command: list[str]) -> None:
+        calls.append(command)
+        if command[0] != "tiny-model":
+            folder = Path(command[command.index("--ckpt.output_dir") + 1])
+            folder.mkdir(parents=True, exist_ok=True)
+            result = {"reward_before": 0.1, "reward_after": 0.2, "steps": 1, "checkpoint": "c", "rollouts": "r"}
+            (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+
+    monkeypatch.setattr(run, "_call", call)
+    return run, calls
+
+
+def start(run: ModuleType, monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
+    monkeypatch.setattr("sys.argv", ["run.py", *flags])
+    return run.main()
+
+
+def test_every_run_has_a_folder_of_its_own(
+    quick_start: tuple[ModuleType, list[list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, calls = quick_start
+    assert [start(run, monkeypatch) for _ in range(3)] == [0, 0, 0]
+    made = [command[command.index("--ckpt.output_dir") + 1] for command in calls if command[0] == "rl"]
+    assert made == [f"outputs/quick_start{number}/rl" for number in ("", "_2", "_3")]
+    assert [command[0] for command in calls[:3]] == ["tiny-model", "sft", "rl"]
+
+
+def test_a_folder_with_a_run_is_continued_or_refused(
+    quick_start: tuple[ModuleType, list[list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, calls = quick_start
+    assert start(run, monkeypatch, "--output", "mine") == 0
+    calls.clear()
+    assert start(run, monkeypatch, "--output", "mine") == 2
+    assert "--ckpt.load_enable" in capsys.readouterr().err
+    assert not calls
+    assert start(run, monkeypatch, "--output", "mine", "--ckpt.load_enable") == 0
+    assert [command[0] for command in calls] == ["rl"]
+    assert calls[0][-1] == "--ckpt.load_enable"
+
+
+def test_a_model_of_ones_own_needs_no_warm_up(
+    quick_start: tuple[ModuleType, list[list[str]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run, calls = quick_start
+    flags = ["--actor.model_name_or_path", "some/model", "--json", "deep/out.json", "--train.seed", "7"]
+    assert start(run, monkeypatch, *flags) == 0
+    (command,) = calls
+    assert "tiny.yaml" not in " ".join(command)
+    assert command[-2:] == ["--actor.model_name_or_path", "some/model"]
+    assert command[command.index("--train.seed") + 1] == "7"
+    assert json.loads((tmp_path / "deep/out.json").read_text())["reward_after"] == 0.2
