@@ -15,7 +15,7 @@ from scenario import PROMPTS, STEPS
 
 from openrlhf_ext.config import parse
 
-# Greedy tokens of the exported model by both libraries: in float32 they are the same.
+# Greedy tokens of the exported model and their log-probs, by both libraries.
 GENERATE = """
 import json, sys
 import torch
@@ -26,13 +26,21 @@ folder, prompts = sys.argv[1], json.loads(sys.argv[2])
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 tokens = [tokenizer(prompt, add_special_tokens=False).input_ids for prompt in prompts]
-expected = [
-    model.generate(torch.tensor([ids]), max_new_tokens=10, do_sample=False)[0, len(ids):].tolist() for ids in tokens
-]
+ours, theirs = [], []
+for ids in tokens:
+    answer = model.generate(
+        torch.tensor([ids]), max_new_tokens=10, do_sample=False, output_scores=True, return_dict_in_generate=True
+    )
+    sampled = answer.sequences[0, len(ids):].tolist()
+    logprobs = [score[0].log_softmax(-1)[token].item() for score, token in zip(answer.scores, sampled)]
+    ours.append([sampled, logprobs])
 engine = LLM(folder, dtype="float32", max_model_len=64, enforce_eager=True, kv_cache_memory_bytes=64 << 20)
-greedy = SamplingParams(temperature=0.0, max_tokens=10)
-outputs = engine.generate([{"prompt_token_ids": ids} for ids in tokens], greedy)
-print("ANSWER", json.dumps([expected, [list(output.outputs[0].token_ids) for output in outputs]]))
+greedy = SamplingParams(temperature=0.0, max_tokens=10, logprobs=0)
+for output in engine.generate([{"prompt_token_ids": ids} for ids in tokens], greedy):
+    (answer,) = output.outputs
+    logprobs = [choices[token].logprob for choices, token in zip(answer.logprobs, answer.token_ids)]
+    theirs.append([list(answer.token_ids), logprobs])
+print("ANSWER", json.dumps([ours, theirs]))
 """
 
 
@@ -103,9 +111,9 @@ def test_the_exported_model_generates_with_both_libraries(base: BaseRun):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     (answer,) = [line for line in done.stdout.splitlines() if line.startswith("ANSWER")]
-    expected, found = json.loads(answer.removeprefix("ANSWER"))
-    assert found == expected
-    assert len({tuple(tokens) for tokens in expected}) > 1, "the answers depend on the prompt"
+    for (tokens, logprobs), (their_tokens, their_logprobs) in zip(*json.loads(answer.removeprefix("ANSWER"))):
+        assert tokens and tokens == their_tokens
+        assert logprobs == pytest.approx(their_logprobs, abs=1e-4)
 
 
 def test_a_cpu_run_never_touches_a_gpu(base: BaseRun):
