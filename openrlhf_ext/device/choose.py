@@ -47,6 +47,11 @@ class Device:
         """The torch.distributed backend of this device."""
         return "nccl" if self.kind == "cuda" else "gloo"
 
+    @property
+    def ordered_collectives(self) -> bool:
+        """Whether collectives end in the order in which they began: those of a GPU's stream do."""
+        return self.kind == "cuda"
+
     def torch_device(self, local_rank: int = 0) -> torch.device:
         """`local_rank` counts the devices this process sees, which a scheduler may have cut to one."""
         return torch.device("cuda", local_rank) if self.kind == "cuda" else torch.device("cpu")

@@ -27,8 +27,11 @@ def effective_stage(spec: EngineSpec) -> int:
     return spec.zero_stage
 
 
-def deepspeed_config(spec: EngineSpec, world_size: int, hidden_size: int) -> dict[str, Any]:
-    """The configuration for `deepspeed.initialize` (and, at stage 3, for transformers while it loads)."""
+def deepspeed_config(spec: EngineSpec, world_size: int, hidden_size: int, *, ordered: bool) -> dict[str, Any]:
+    """The configuration for `deepspeed.initialize` (and, at stage 3, for transformers while it loads).
+
+    `ordered` says that collectives end in the order in which they began (`Device.ordered_collectives`).
+    """
     stage = effective_stage(spec)
     on_cpu = {"device": "cpu", "pin_memory": True}
     zero: dict[str, Any] = {
@@ -44,6 +47,8 @@ def deepspeed_config(spec: EngineSpec, world_size: int, hidden_size: int) -> dic
         # Norms and biases stay whole on every rank; matrices do not, however small the model.
         zero["stage3_param_persistence_threshold"] = 10 * hidden_size
         zero["zero_hpz_partition_size"] = spec.zpg
+        # DeepSpeed waits for the last of several gathers only, and would read weights that have not arrived.
+        zero["stage3_allgather_sequential"] = not ordered
         if spec.param_offload:
             zero["offload_param"] = on_cpu
     config: dict[str, Any] = {

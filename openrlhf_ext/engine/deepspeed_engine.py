@@ -50,7 +50,7 @@ class DeepSpeedEngine:
         set_seed(spec.seed + self.rank)
         self.stage = effective_stage(spec)
         hidden_size = load_config(model_spec.path).get_text_config().hidden_size
-        config = deepspeed_config(spec, self.world_size, hidden_size)
+        config = deepspeed_config(spec, self.world_size, hidden_size, ordered=device.ordered_collectives)
         with _sharded_loading(config, enabled=self.stage == 3):
             self.model = PolicyModel.load(model_spec)
         if not spec.trainable:

@@ -32,7 +32,7 @@ def test_the_stage_that_runs(fields, stage):
 def test_overlap_is_asked_for_only_where_gradients_are_reduced_as_they_come():
     for stage, overlaps in ((1, False), (2, True), (3, True)):
         spec = EngineSpec(zero_stage=stage, overlap_comm=True)
-        assert deepspeed_config(spec, 2, 64)["zero_optimization"]["overlap_comm"] is overlaps
+        assert deepspeed_config(spec, 2, 64, ordered=True)["zero_optimization"]["overlap_comm"] is overlaps
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -70,3 +70,9 @@ def test_only_matrices_decay():
     model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
     groups = build_optimizer(model, EngineSpec(weight_decay=0.1)).param_groups
     assert [(len(group["params"]), group["weight_decay"]) for group in groups] == [(1, 0.1), (3, 0.0)]
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_gathers_wait_for_each_other_where_their_order_is_not_given(ordered: bool):
+    zero = deepspeed_config(EngineSpec(zero_stage=3), 2, 64, ordered=ordered)["zero_optimization"]
+    assert zero["stage3_allgather_sequential"] is not ordered
