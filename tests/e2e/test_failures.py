@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -80,3 +82,23 @@ def test_an_engine_that_raises_ends_the_run_at_once(workshop: Path):
         output = started.wait(exit_code=1)
         assert time.monotonic() - raised < 40
     assert "RuntimeError: Unsupported CPU attention configuration: head_dim=8" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sent", "to_all", "exit_code", "word"),
+    [(signal.SIGINT, True, 130, "Interrupted."), (signal.SIGTERM, False, 143, "Terminated.")],
+    ids=["ctrl-c", "kill"],
+)
+def test_a_run_that_is_stopped_ends_in_order(
+    sent: signal.Signals, to_all: bool, exit_code: int, word: str, workshop: Path
+):
+    """Ctrl-C reaches every process of a terminal, `kill` the driver alone."""
+    record = Record(workshop / sent.name)
+    flags = [*FLAGS, "--train.num_episodes", "100", *output_to(sent.name)]
+    with job("rl", flags, workshop) as started:
+        started.until(lambda: len(record.steps()) > 1, "step 1")
+        (os.killpg if to_all else os.kill)(started.driver.pid, sent)
+        output = started.wait(exit_code, seconds=60)
+    assert output.rstrip().splitlines()[-1] == word
+    assert "Traceback" not in output
