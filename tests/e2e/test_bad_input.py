@@ -191,11 +191,13 @@ CASES = {
 
 def refusal(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """What is said; nothing is left of it."""
+    here = psutil.Process()
+    before = set(here.children(recursive=True))  # other tests' services
     with pytest.raises(SystemExit) as stop:
         boundary.run(dispatch, argv)
     said = capsys.readouterr().err
     assert stop.value.code == 2, said
-    left = [process.cmdline() for process in psutil.Process().children(recursive=True)]
+    left = [process.cmdline() for process in set(here.children(recursive=True)) - before]
     assert not left, f"still running: {left}"
     return said
 
