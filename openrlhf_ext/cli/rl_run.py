@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from openrlhf_ext.cli.rl_setup import (
     eval_sampling,
     prompt_settings,
@@ -33,7 +31,7 @@ from openrlhf_ext.models.load import check_model
 from openrlhf_ext.ports import Generator, RewardFn
 from openrlhf_ext.rewards.load import load_reward
 from openrlhf_ext.track.metrics import read_metrics
-from openrlhf_ext.track.progress import StepProgress
+from openrlhf_ext.track.progress import StepProgress, console
 from openrlhf_ext.trainers.journal import Cadence, Journal
 from openrlhf_ext.trainers.rl import RLRoles, RLSettings, train_rl
 from openrlhf_ext.types import Prompt
@@ -42,7 +40,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SHOWN = {"reward": "reward", "policy/kl": "KL", "response/length": "length"}
-console = Console(stderr=True, highlight=False)
 
 
 def run(parsed: Parsed) -> int:
@@ -69,7 +66,7 @@ def run(parsed: Parsed) -> int:
             _link(output / "logs", logs)
             remote = build_roles(spec)
             tracker = open_tracking(cfg.logger, cfg.ckpt, cfg, latest.step if latest else None)
-            line = StepProgress(data.source.total_steps, SHOWN)
+            line = StepProgress(data.source.total_steps, SHOWN, every=cfg.logger.logging_steps)
             journal = Journal(
                 _cadence(cfg),
                 data.source.total_steps,

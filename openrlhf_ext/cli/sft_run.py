@@ -10,8 +10,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from openrlhf_ext.batch.pad import token_batch
 from openrlhf_ext.batch.types import OptimizerStep, TokenBatch
 from openrlhf_ext.cli.specs import (
@@ -30,7 +28,7 @@ from openrlhf_ext.data.tables import parse_probs
 from openrlhf_ext.data.tokenizer import load_tokenizer
 from openrlhf_ext.device import Device, choose_device
 from openrlhf_ext.errors import ConfigError
-from openrlhf_ext.track.progress import StepProgress, waiting
+from openrlhf_ext.track.progress import StepProgress, console, waiting
 from openrlhf_ext.trainers.journal import Cadence, Journal
 from openrlhf_ext.trainers.local import LocalRole
 from openrlhf_ext.trainers.objectives import SftObjective
@@ -41,7 +39,6 @@ if TYPE_CHECKING:
 
 SHOWN = {"train/loss": "loss", "train/grad_norm": "gradient", "train/lr": "lr"}
 EVALUATION_ROWS = 64
-console = Console(stderr=True, highlight=False)
 
 
 def run(parsed: Parsed) -> int:
@@ -72,7 +69,7 @@ def run(parsed: Parsed) -> int:
     write_config(cfg, cfg.ckpt)
     model = _load_model(parsed, device, total)
     tracker = open_tracking(cfg.logger, cfg.ckpt, cfg, latest.step if latest else None)
-    line = StepProgress(total, SHOWN)
+    line = StepProgress(total, SHOWN, every=cfg.logger.logging_steps)
     cadence = Cadence(cfg.logger.logging_steps, cadence_of(cfg.eval.steps), cadence_of(cfg.ckpt.save_steps))
     journal = Journal(
         cadence,

@@ -143,7 +143,7 @@ class WandbSection:
 
 @dataclass(frozen=True, slots=True)
 class LoggerSection:
-    logging_steps: int = flag(1, "steps between progress lines")
+    logging_steps: int = flag(1, "steps between progress lines and lines of metrics")
     tensorboard_dir: str | None = flag(None, "TensorBoard folder; turns TensorBoard on", common=True)
     metrics_file: str | None = flag(None, "metrics as JSON lines (not set: metrics.jsonl in ckpt.output_dir)")
     wandb: WandbSection = section(WandbSection, "Weights & Biases")

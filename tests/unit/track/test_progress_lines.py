@@ -88,3 +88,11 @@ def test_a_phase_inside_a_phase_is_a_mistake() -> None:
     clock = PhaseClock()
     with pytest.raises(AssertionError, match="phase score inside phase generate"), clock("generate"), clock("score"):
         pass
+
+
+def test_lines_may_be_thinned_but_the_last_one_stays() -> None:
+    sink, out = console(terminal=False)
+    line = StepProgress(7, {"reward": "reward"}, sink, every=3)
+    for step in range(1, 8):
+        line.update(step, {"reward": 1.0})
+    assert [text.split()[1] for text in out.getvalue().splitlines()] == ["3/7", "6/7", "7/7"]
