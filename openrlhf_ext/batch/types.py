@@ -37,7 +37,6 @@ class Signals:
 
     old_logp_BA: Tensor | None = None
     ref_logp_BA: Tensor | None = None
-    values_BA: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ class Experience:
     """A TokenBatch with all that the update needs.
 
     `columns` are (B, A) float tensors by name: `advantages` and `returns` always,
-    `old_logp`, `ref_logp`, `sampler_logp`, `values` where the objective reads them.
+    `old_logp`, `ref_logp` and `sampler_logp` where the objective reads them.
     """
 
     batch: TokenBatch

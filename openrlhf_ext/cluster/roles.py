@@ -15,7 +15,7 @@ from openrlhf_ext.batch.split import inference_split, scatter_rows
 from openrlhf_ext.batch.types import OptimizerStep, TokenBatch
 from openrlhf_ext.cluster.phases import Phases
 from openrlhf_ext.cluster.train_worker import EngineLinks
-from openrlhf_ext.cluster.waits import gather
+from openrlhf_ext.cluster.waits import gather, tell_progress
 from openrlhf_ext.cluster.worker_group import WorkerGroup
 from openrlhf_ext.rollout.vllm_engine import GenerateRequest
 from openrlhf_ext.types import Prompt, Report, Rollout, Sampling, merge_reports
@@ -38,7 +38,9 @@ class RemoteGenerator:
         bare = [replace(prompt, label=None, meta={}) for prompt in prompts]
         parts = [bare[start :: len(self.engines)] for start in range(len(self.engines))]
         calls = [
-            engine.generate.remote([GenerateRequest(p, sample, sampling) for p in part for sample in range(sampling.n)])
+            engine.generate.remote(
+                [GenerateRequest(p, sample, sampling) for p in part for sample in range(sampling.n)], tell_progress
+            )
             for engine, part in zip(self.engines, parts, strict=True)
             if part
         ]

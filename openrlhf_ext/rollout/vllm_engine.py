@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from vllm.engine.arg_utils import EngineArgs
 
 Progress = Callable[[int, int], None]
-"""Called with (rollouts done, rollouts asked for), about once a second and at the end."""
+"""Called with (rollouts done, rollouts asked for), every PROGRESS_SECONDS and at the end."""
 
-PROGRESS_SECONDS = 1.0
+PROGRESS_SECONDS = 10.0
 ALL_MEMORY = frozenset({"weights", "kv_cache"})
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}  # vLLM has further ways to give up
 
@@ -42,7 +42,6 @@ class EngineSettings:
     seed: int = 0
     max_num_seqs: int = 256  # requests in one engine step
     enable_prefix_caching: bool = True
-    trust_remote_code: bool = False
     # GPU only
     tensor_parallel_size: int = 1
     gpu_memory_utilization: float = 0.9
@@ -299,7 +298,7 @@ def _engine_args(settings: EngineSettings, device: Device, sleep: bool) -> Engin
         seed=settings.seed,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
-        trust_remote_code=settings.trust_remote_code,
+        trust_remote_code=False,
         enable_prefix_caching=settings.enable_prefix_caching,
         logprobs_mode="processed_logprobs",
         distributed_executor_backend="uni" if settings.tensor_parallel_size == 1 else "mp",

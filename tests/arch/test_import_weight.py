@@ -21,7 +21,7 @@ print("HEAVY", *[name for name in {heavy!r} if name in sys.modules])
 
 CASES = {
     "config": "import openrlhf_ext.config",
-    "plan": "import openrlhf_ext.plan, openrlhf_ext.errors, openrlhf_ext.types",
+    "values": "import openrlhf_ext.errors, openrlhf_ext.types",
     "commands": "from openrlhf_ext.cli import main; sys.argv[1:] = []; main.main()",
     "rl help": "from openrlhf_ext.cli import main; sys.argv[1:] = ['rl', '--help']; main.main()",
     "rl help section": "from openrlhf_ext.cli import main; sys.argv[1:] = ['rl', '--help', 'algo']; main.main()",
