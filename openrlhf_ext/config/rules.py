@@ -96,6 +96,11 @@ def zpg_needs_stage_3(config: Any, explicit: Explicit) -> Iterator[Violation]:
         yield Violation("--ds.zpg", config.ds.zpg, "it shards parameters; add --ds.zero_stage 3")
 
 
+def varlen_needs_packing(config: Any, explicit: Explicit) -> Iterator[Violation]:
+    if config.ds.attn_implementation == "torch_varlen" and not config.ds.packing_samples:
+        yield Violation("--ds.attn_implementation", "torch_varlen", "it is for packed rows; add --ds.packing_samples")
+
+
 def overlap_needs_stage_2(config: Any, explicit: Explicit) -> Iterator[Violation]:
     if config.ds.overlap_comm and config.ds.zero_stage < 2:
         yield Violation(
@@ -308,6 +313,7 @@ COMMON_RULES: tuple[Rule, ...] = (
     checkpoints_are_written,
     zpg_needs_stage_3,
     overlap_needs_stage_2,
+    varlen_needs_packing,
     reentrant_needs_checkpointing,
 )
 RL_RULES: tuple[Rule, ...] = (

@@ -79,7 +79,9 @@ class DsSection:
         2, "what DeepSpeed shards: 0 nothing, 1 optimizer, 2 + gradients, 3 + parameters", common=True
     )
     param_dtype: ParamDtype = flag("bf16", "number format of parameters and activations", common=True)
-    attn_implementation: str = flag("flash_attention_2", "attention kernel (sdpa, eager, flash_attention_2, ...)")
+    attn_implementation: str = flag(
+        "flash_attention_2", "attention kernel (sdpa, eager, flash_attention_2, torch_varlen, ...)"
+    )
     packing_samples: bool = flag(False, "put several sequences in one row instead of padding")
     adam_offload: bool = flag(False, "keep optimizer state in host memory")
     zpg: int = flag(1, "ZeRO++: ranks that share a secondary copy of the parameters (stage 3)")

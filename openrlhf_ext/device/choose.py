@@ -19,7 +19,7 @@ from openrlhf_ext.errors import ConfigError, ResourceError
 logger = logging.getLogger(__name__)
 
 DeviceKind = Literal["cpu", "cuda"]
-Capability = Literal["sleep", "ipc", "flash_attention", "4bit", "bf16"]
+Capability = Literal["sleep", "ipc", "flash_attention", "varlen", "4bit", "bf16"]
 T = TypeVar("T")
 
 # Asked of a child process: the answer needs a context on every GPU, which the driver must not hold.
@@ -32,7 +32,8 @@ class Device:
 
     `count` is the number of GPUs this machine shows (0 for the CPU). Capabilities: `sleep` (model
     state can leave the device between phases), `ipc` (tensors can be shared between processes by
-    handle), `flash_attention`, `4bit` (quantised base models) and `bf16`.
+    handle), `flash_attention`, `varlen` (torch's own kernel for packed rows), `4bit` (quantised base
+    models) and `bf16`.
     """
 
     kind: DeviceKind
@@ -137,6 +138,8 @@ def honour(device: Device, capability: Capability, value: T, instead: T, *, expl
 
 def attention(device: Device, value: str, *, explicit: bool, flag: str = "--ds.attn_implementation") -> str:
     """The attention implementation to load models with: flash attention falls back to sdpa."""
+    if value == "torch_varlen":
+        return honour(device, "varlen", value, "sdpa", explicit=explicit, flag=flag)
     if not value.startswith("flash_attention"):
         return value
     return honour(device, "flash_attention", value, "sdpa", explicit=explicit, flag=flag)
@@ -159,7 +162,7 @@ def _gpu_capabilities() -> frozenset[Capability]:
     if importlib.util.find_spec("bitsandbytes"):
         found.add("4bit")
     if _lowest_compute_capability() >= (8, 0):  # Ampere: the first with bf16 and FlashAttention-2
-        found.add("bf16")
+        found |= {"bf16", "varlen"}
         if importlib.util.find_spec("flash_attn"):
             found.add("flash_attention")
     return frozenset(found)

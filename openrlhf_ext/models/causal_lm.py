@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from openrlhf_ext.errors import DataError
 from openrlhf_ext.models.load import load_causal_lm
 from openrlhf_ext.models.spec import ModelSpec
+from openrlhf_ext.models.varlen import TORCH_VARLEN, row_bounds
 from openrlhf_ext.ops.logprobs import chunked_logprobs
 from openrlhf_ext.ports import ModelOutput
 
@@ -60,15 +61,17 @@ class PolicyModel(nn.Module):
     def _hidden_states(self, tokens_BT: Tensor, lengths_B: Tensor, selected_BA: Tensor) -> Tensor:
         """(N, H) last hidden states at the selected positions, in row-major order."""
         base = self.model.base_model
-        if not self.spec.packing or tokens_BT.shape[0] == 1:
+        varlen = self.spec.attn_implementation == TORCH_VARLEN
+        if not self.spec.packing or (tokens_BT.shape[0] == 1 and not varlen):
             hidden_BTH = base(input_ids=tokens_BT, use_cache=False).last_hidden_state
             return hidden_BTH[:, :-1][selected_BA]
         position_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         real_BT = position_T < lengths_B[:, None]
         # Positions that start again at 0 are how transformers knows where a packed row begins.
         position_1S = position_T.expand_as(tokens_BT)[real_BT][None]
+        bounds = row_bounds(lengths_B) if varlen else {}
         hidden_SH = base(
-            input_ids=tokens_BT[real_BT][None], position_ids=position_1S, use_cache=False
+            input_ids=tokens_BT[real_BT][None], position_ids=position_1S, use_cache=False, **bounds
         ).last_hidden_state[0]
         selected_BT = F.pad(selected_BA, (0, 1))
         return hidden_SH[selected_BT[real_BT]]

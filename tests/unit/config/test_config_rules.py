@@ -26,6 +26,7 @@ FORBIDDEN = [
     ("rl", "--algo.advantage.estimator reinforce_baseline", "--rollout.n_samples_per_prompt to 2 or more"),
     ("rl", "--rollout.max_new_tokens 2048", "--data.max_len 2048 is for prompt and response together"),
     ("rl", "--ds.overlap_comm --ds.zero_stage 1", "leave it out with --ds.zero_stage 1"),
+    ("rl", "--ds.attn_implementation torch_varlen", "add --ds.packing_samples"),
     ("rl", "--vllm.enable_sleep", "add --train.colocate_all"),
     ("rl", "--ds.enable_sleep", "add --train.colocate_all"),
     (
