@@ -18,7 +18,6 @@ from openrlhf_ext.config.sft import SFTConfig
 
 Explicit = frozenset[str]
 GROUP_ESTIMATORS = ("rloo", "reinforce_baseline", "group_norm")
-UNDISCOUNTED_ESTIMATORS = ("rloo", "reinforce_baseline", "group_norm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +202,7 @@ def groups_have_siblings(config: RLConfig, explicit: Explicit) -> Iterator[Viola
 
 def discount_is_possible(config: RLConfig, explicit: Explicit) -> Iterator[Violation]:
     advantage = config.algo.advantage
-    if advantage.gamma != 1.0 and advantage.estimator in UNDISCOUNTED_ESTIMATORS:
+    if advantage.gamma != 1.0 and advantage.estimator in GROUP_ESTIMATORS:
         yield Violation(
             "--algo.advantage.gamma",
             advantage.gamma,
