@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openrlhf_ext.batch.pad import token_batch
+from openrlhf_ext.batch.partition import SplitSettings
 from openrlhf_ext.batch.types import OptimizerStep, TokenBatch
 from openrlhf_ext.cli.specs import (
     cadence_of,
@@ -27,6 +26,7 @@ from openrlhf_ext.data.sft import LoadedSft, SftExample, SftSettings, load_sft
 from openrlhf_ext.data.tables import parse_probs
 from openrlhf_ext.data.tokenizer import load_tokenizer
 from openrlhf_ext.device import Device, choose_device
+from openrlhf_ext.device.rendezvous import free_port
 from openrlhf_ext.errors import ConfigError
 from openrlhf_ext.track.progress import StepProgress, console, waiting
 from openrlhf_ext.trainers.journal import Cadence, Journal
@@ -67,7 +67,8 @@ def run(parsed: Parsed) -> int:
 
     output = Path(cfg.ckpt.output_dir)
     write_config(cfg, cfg.ckpt)
-    model = _load_model(parsed, device, total)
+    split = split_settings(cfg.train.micro_batch_size, None, packed=cfg.ds.packing_samples)
+    model = _load_model(parsed, device, total, split)
     tracker = open_tracking(cfg.logger, cfg.ckpt, cfg, latest.step if latest else None)
     line = StepProgress(total, SHOWN, every=cfg.logger.logging_steps)
     cadence = Cadence(cfg.logger.logging_steps, cadence_of(cfg.eval.steps), cadence_of(cfg.ckpt.save_steps))
@@ -79,7 +80,6 @@ def run(parsed: Parsed) -> int:
         store=store,
         evaluate=(lambda: sft_evaluation(model, held_out)) if held_out else None,
     )
-    split = split_settings(cfg.train.micro_batch_size, None, packed=cfg.ds.packing_samples)
 
     def to_step(examples: Sequence[SftExample]) -> OptimizerStep:
         return sft_step(token_batch(examples, tokenizer.pad_token_id), split, model.ranks)
@@ -136,7 +136,7 @@ def _announcement(loaded: LoadedSft, total: int, settings: SupervisedSettings, d
     )
 
 
-def _load_model(parsed: Parsed, device: Device, total_steps: int) -> LocalRole:
+def _load_model(parsed: Parsed, device: Device, total_steps: int, split: SplitSettings) -> LocalRole:
     from openrlhf_ext.engine.deepspeed_engine import DeepSpeedEngine
     from openrlhf_ext.engine.process import init_process
 
@@ -147,13 +147,6 @@ def _load_model(parsed: Parsed, device: Device, total_steps: int) -> LocalRole:
     exact = cfg.train.full_determinism_enable
     engine = engine_spec(cfg, cfg.ds, total_steps=max(total_steps, 1), seed=cfg.train.seed, exact=exact)
     with waiting("the model to load"):
-        init_process(device, 0, 1, 0, "127.0.0.1", _free_port())
+        init_process(device, 0, 1, 0, "127.0.0.1", free_port("127.0.0.1"))
         loaded: Any = DeepSpeedEngine(spec, engine, device)
-    split = split_settings(cfg.train.micro_batch_size, None, packed=cfg.ds.packing_samples)
     return LocalRole(loaded, SftObjective(), split)
-
-
-def _free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -7,9 +7,7 @@ after its environment is set; the driver never loads them.
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ import torch
 
 from openrlhf_ext.batch.types import MicroBatch, TrainShard
 from openrlhf_ext.device import Device
+from openrlhf_ext.device.rendezvous import free_port
 from openrlhf_ext.engine.spec import EngineSpec
 from openrlhf_ext.models.spec import ModelSpec
 from openrlhf_ext.ports import Objective
@@ -55,9 +54,7 @@ class _Loading:
 def free_endpoint() -> tuple[str, int]:
     """This node's address and a port that is free on it, for a rendezvous."""
     host = ray.util.get_node_ip_address()
-    with closing(socket.socket()) as probe:
-        probe.bind((host, 0))
-        return host, probe.getsockname()[1]
+    return host, free_port(host)
 
 
 class TrainWorker:
