@@ -284,6 +284,11 @@ def sft_needs(config: SFTConfig, explicit: Explicit) -> Iterator[Violation]:
     )
 
 
+def sft_exports_at_the_end(config: SFTConfig, explicit: Explicit) -> Iterator[Violation]:
+    if config.ckpt.save_hf:
+        yield Violation("--ckpt.save_hf", None, "sft exports its model once, at the end, in this version; leave it out")
+
+
 def sft_accumulation(config: SFTConfig, explicit: Explicit) -> Iterator[Violation]:
     ranks = config.model.num_nodes * config.model.num_gpus_per_node
     if ranks > 0 and config.train.micro_batch_size > 0:
@@ -332,6 +337,7 @@ RL_RULES: tuple[Rule, ...] = (
 )
 SFT_RULES: tuple[Rule, ...] = (
     sft_needs,
+    sft_exports_at_the_end,
     sft_accumulation,
     turns_need_a_chat_template,
     one_share_for_each_data_set,
