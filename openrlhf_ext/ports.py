@@ -60,8 +60,8 @@ class TrainRole(Protocol):
         """How many shards an optimizer step must have."""
         ...
 
-    def update(self, steps: Sequence[OptimizerStep]) -> Report:
-        """Take these optimizer steps in order; the report is merged over steps and ranks."""
+    def update(self, steps: Sequence[OptimizerStep], objective: Objective) -> Report:
+        """Take these optimizer steps of the objective in order; the report is merged over steps and ranks."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -83,6 +83,14 @@ class PolicyRole(TrainRole, LogprobRole, Protocol):
         ...
 
 
+class CriticRole(TrainRole, Protocol):
+    """Knows what return to expect, and learns it."""
+
+    def values(self, batch: TokenBatch) -> Tensor:
+        """(B, A) float32 on the CPU: the return expected before each action; zero off actions."""
+        ...
+
+
 class Tracker(Protocol):
     """Where metrics go."""
 
@@ -101,6 +109,18 @@ class ModelOutput(NamedTuple):
     entropy_BA: Tensor | None = None
 
 
+class ValueOutput(NamedTuple):
+    """What a critic says of a micro-batch."""
+
+    value_BA: Tensor  # float32, zero off actions, differentiable in training
+
+
+class ScoreOutput(NamedTuple):
+    """What a reward model says of a micro-batch: one number for each row, at its last token."""
+
+    score_B1: Tensor  # float32, differentiable in training
+
+
 class Objective(Protocol):
     """A loss, as a picklable value: the driver makes it, the ranks run it."""
 
@@ -114,8 +134,11 @@ class Objective(Protocol):
         """Whether it reads `ModelOutput.entropy_BA`."""
         ...
 
-    def __call__(self, output: ModelOutput, micro: MicroBatch, denominators: Denominators) -> tuple[Tensor, Report]:
-        """The loss, already divided by the global denominators, so that shards simply add up."""
+    def __call__(self, output: Any, micro: MicroBatch, denominators: Denominators) -> tuple[Tensor, Report]:
+        """The loss, already divided by the global denominators, so that shards simply add up.
+
+        `output` is what the model of the role answers: ModelOutput, ValueOutput or ScoreOutput.
+        """
         ...
 
 
@@ -128,8 +151,11 @@ class TrainEngine(Protocol):
     @property
     def world_size(self) -> int: ...
 
-    def forward(self, micro: MicroBatch, temperature: float = 1.0) -> Tensor:
-        """(B, A) log-probs without gradient, float32 on the CPU, zero off actions."""
+    def forward(self, micro: MicroBatch, temperature: float = 1.0, *, adapters: bool = True) -> Tensor:
+        """The model's answer without gradient, float32 on the CPU: (B, A) log-probs or values, or (B, 1) scores.
+
+        `adapters` False: as the model was before its adapters learned anything (the reference of a LoRA policy).
+        """
         ...
 
     def forward_backward(self, micro: MicroBatch, objective: Objective, denominators: Denominators) -> Report:

@@ -88,6 +88,7 @@ def rl_settings(cfg: RLConfig, tokenizer: PreTrainedTokenizerBase) -> RLSettings
         sampling=sampling_of(cfg),
         split=split_settings(cfg.train.micro_batch_size, budget, packed=cfg.ds.packing_samples),
         batch_size=cfg.train.batch_size,
+        objective=objective_of(cfg),
         epochs=cfg.train.max_epochs,
         advantage=AdvantageSettings(
             estimator=advantage.estimator,
@@ -158,7 +159,6 @@ def roles_spec(parsed: Parsed, device: Device, optimizer_steps: int) -> RolesSpe
     return RolesSpec(
         device=device,
         policy=TrainedRole(actor_ranks, model, trained, threads_for(actor_ranks), sleeps=cfg.ds.enable_sleep),
-        objective=objective_of(cfg),
         reference=reference,
         engines=_engines(cfg, device, sharing),
         split=split_settings(cfg.rollout.micro_batch_size, budget, packed=cfg.ds.packing_samples),

@@ -31,7 +31,6 @@ from openrlhf_ext.errors import ConfigError
 from openrlhf_ext.track.progress import StepProgress, console, waiting
 from openrlhf_ext.trainers.journal import Cadence, Journal
 from openrlhf_ext.trainers.local import LocalRole
-from openrlhf_ext.trainers.objectives import SftObjective
 from openrlhf_ext.trainers.supervised import SupervisedSettings, sft_evaluation, sft_step, train_supervised
 
 if TYPE_CHECKING:
@@ -149,4 +148,4 @@ def _load_model(parsed: Parsed, device: Device, total_steps: int, split: SplitSe
     with waiting("the model to load"):
         init_process(device, 0, 1, 0, "127.0.0.1", free_port("127.0.0.1"))
         loaded: Any = DeepSpeedEngine(spec, engine, device)
-    return LocalRole(loaded, SftObjective(), split)
+    return LocalRole(loaded, split)

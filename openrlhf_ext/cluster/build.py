@@ -9,16 +9,16 @@ from typing import Any, Literal
 import ray
 
 from openrlhf_ext.batch.partition import SplitSettings
+from openrlhf_ext.cluster.generator import RemoteGenerator
 from openrlhf_ext.cluster.phases import Part, Phases, Sleeper
 from openrlhf_ext.cluster.placement import Demand, Slot, reserve
-from openrlhf_ext.cluster.roles import CheckpointContent, RemoteGenerator, RemotePolicy, RemoteReference
+from openrlhf_ext.cluster.roles import CheckpointContent, RemotePolicy, RemoteReference
 from openrlhf_ext.cluster.train_worker import EngineLinks
 from openrlhf_ext.cluster.waits import gather
 from openrlhf_ext.cluster.worker_group import WorkerGroup, worker_environment
 from openrlhf_ext.device import Device
 from openrlhf_ext.engine.spec import EngineSpec
 from openrlhf_ext.models.spec import ModelSpec
-from openrlhf_ext.ports import Objective
 from openrlhf_ext.rollout.transfer import choose_transport
 from openrlhf_ext.rollout.vllm_engine import EngineSettings, VllmEngine, engine_environment
 
@@ -53,7 +53,6 @@ class RolesSpec:
 
     device: Device
     policy: TrainedRole
-    objective: Objective
     reference: TrainedRole | None
     engines: EngineRole
     split: SplitSettings
@@ -141,8 +140,7 @@ def _start_engines(spec: RolesSpec, slots: Sequence[Slot]) -> tuple[list[Any], l
 
 def _start_group(name: str, role: TrainedRole, slots: Sequence[Slot], spec: RolesSpec) -> WorkerGroup:
     environment = worker_environment(spec.device, role.threads)
-    objective = spec.objective if name == "policy" else None
-    return WorkerGroup(name, slots, spec.device, role.model, role.engine, environment, objective)
+    return WorkerGroup(name, slots, spec.device, role.model, role.engine, environment)
 
 
 def _group_sleeper(part: Part, group: WorkerGroup) -> Sleeper:

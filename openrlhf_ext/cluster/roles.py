@@ -6,47 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from openrlhf_ext.batch.partition import SplitSettings
 from openrlhf_ext.batch.split import inference_split, scatter_rows
 from openrlhf_ext.batch.types import OptimizerStep, TokenBatch
+from openrlhf_ext.cluster.generator import RemoteGenerator
 from openrlhf_ext.cluster.phases import Phases
 from openrlhf_ext.cluster.train_worker import EngineLinks
-from openrlhf_ext.cluster.waits import gather, tell_progress
+from openrlhf_ext.cluster.waits import gather
 from openrlhf_ext.cluster.worker_group import WorkerGroup
-from openrlhf_ext.rollout.vllm_engine import GenerateRequest
-from openrlhf_ext.types import Prompt, Report, Rollout, Sampling, merge_reports
-
-
-class RemoteGenerator:
-    """`Generator` over one or more engines (Ray handles of VllmEngine).
-
-    A prompt's samples go to one engine, which computes the prompt once.
-    """
-
-    def __init__(self, engines: Sequence[Any], phases: Phases) -> None:
-        self.engines = tuple(engines)
-        self._phases = phases
-        self.version = 0
-
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
-        self._phases.enter("generate")
-        # Engines need neither labels nor columns.
-        bare = [replace(prompt, label=None, meta={}) for prompt in prompts]
-        parts = [bare[start :: len(self.engines)] for start in range(len(self.engines))]
-        calls = [
-            engine.generate.remote(
-                [GenerateRequest(p, sample, sampling) for p in part for sample in range(sampling.n)], tell_progress
-            )
-            for engine, part in zip(self.engines, parts, strict=True)
-            if part
-        ]
-        answers = gather(calls, f"{len(prompts) * sampling.n} rollouts of up to {sampling.max_new_tokens} tokens")
-        by_key = {rollout.key: rollout for rollout in chain.from_iterable(answers)}
-        return [[by_key[prompt.id, sample] for sample in range(sampling.n)] for prompt in prompts]
+from openrlhf_ext.ports import Objective
+from openrlhf_ext.types import Report, merge_reports
 
 
 class RemoteReference:
@@ -99,10 +71,12 @@ class RemotePolicy(RemoteReference):
     def ranks(self) -> int:
         return self.group.ranks
 
-    def update(self, steps: Sequence[OptimizerStep]) -> Report:
+    def update(self, steps: Sequence[OptimizerStep], objective: Objective) -> Report:
         self._phases.enter("train")
         by_rank = list(zip(*steps, strict=True))
-        calls = [worker.update.remote(shards) for worker, shards in zip(self.group.workers, by_rank, strict=True)]
+        calls = [
+            worker.update.remote(shards, objective) for worker, shards in zip(self.group.workers, by_rank, strict=True)
+        ]
         return merge_reports(gather(calls, f"{len(steps)} optimizer steps"))
 
     def publish(self, version: int) -> Report:

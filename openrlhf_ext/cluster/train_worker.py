@@ -58,13 +58,13 @@ def free_endpoint() -> tuple[str, int]:
 
 
 class TrainWorker:
-    """One rank of a worker group. `objective` is None for a frozen model."""
+    """One rank of a worker group."""
 
     engine: DeepSpeedEngine
     links: EngineLinks
 
-    def __init__(self, rank: int, world_size: int, device: Device, objective: Objective | None) -> None:
-        self.rank, self.world_size, self.device, self.objective = rank, world_size, device, objective
+    def __init__(self, rank: int, world_size: int, device: Device) -> None:
+        self.rank, self.world_size, self.device = rank, world_size, device
 
     @ray.method
     def endpoint(self) -> tuple[str, int]:
@@ -83,15 +83,14 @@ class TrainWorker:
     @ray.method
     def logprobs(self, micros: Sequence[MicroBatch], temperature: float) -> list[torch.Tensor]:
         outputs = [self.engine.forward(micro, temperature) for micro in micros]
-        if self.objective is None:
+        if not self.engine.spec.trainable:
             self.device.empty_cache()  # the next to compute on this GPU may be another process
         return outputs
 
     @ray.method
-    def update(self, shards: Sequence[TrainShard]) -> Report:
-        assert self.objective is not None, "a frozen model takes no update"
+    def update(self, shards: Sequence[TrainShard], objective: Objective) -> Report:
         self.device.reset_peak_memory()
-        report = run_steps(self.engine, shards, self.objective)
+        report = run_steps(self.engine, shards, objective)
         peak = Metric(self.device.peak_memory() / 1e9, reduction="max")
         return {**report, "memory/policy_peak_gb": peak}
 

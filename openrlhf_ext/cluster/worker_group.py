@@ -12,7 +12,6 @@ from openrlhf_ext.cluster.waits import gather
 from openrlhf_ext.device import Device
 from openrlhf_ext.engine.spec import EngineSpec
 from openrlhf_ext.models.spec import ModelSpec
-from openrlhf_ext.ports import Objective
 
 
 def worker_environment(device: Device, threads: int) -> dict[str, str]:
@@ -35,14 +34,11 @@ class WorkerGroup:
         model: ModelSpec,
         spec: EngineSpec,
         environment: Mapping[str, str],
-        objective: Objective | None = None,
     ) -> None:
         self.name = name
         actor = ray.remote(TrainWorker)
         self.workers = [
-            actor.options(**slot.options, runtime_env={"env_vars": dict(environment)}).remote(
-                rank, len(slots), device, objective
-            )
+            actor.options(**slot.options, runtime_env={"env_vars": dict(environment)}).remote(rank, len(slots), device)
             for rank, slot in enumerate(slots)
         ]
         endpoint = self.workers[0].endpoint.remote()

@@ -24,11 +24,11 @@ from openrlhf_ext.engine import checkpoint, residence
 from openrlhf_ext.engine.deepspeed_config import deepspeed_config, effective_stage
 from openrlhf_ext.engine.optimizer import build_optimizer, build_schedule
 from openrlhf_ext.engine.spec import EngineSpec
-from openrlhf_ext.models.causal_lm import PolicyModel
+from openrlhf_ext.models.build import build_model
 from openrlhf_ext.models.export import SHARD_BYTES, named_weights, plan_buckets, write_model_folder
 from openrlhf_ext.models.load import load_config
 from openrlhf_ext.models.spec import ModelSpec
-from openrlhf_ext.ports import ModelOutput, Objective
+from openrlhf_ext.ports import Objective
 from openrlhf_ext.types import Metric, Report
 
 
@@ -52,7 +52,7 @@ class DeepSpeedEngine:
         hidden_size = load_config(model_spec.path).get_text_config().hidden_size
         config = deepspeed_config(spec, self.world_size, hidden_size, ordered=device.ordered_collectives)
         with _sharded_loading(config, enabled=self.stage == 3):
-            self.model = PolicyModel.load(model_spec)
+            self.model = build_model(model_spec)
         if not spec.trainable:
             self.model.requires_grad_(False)
         self._runner = self._initialize(config)
@@ -83,10 +83,12 @@ class DeepSpeedEngine:
         return torch.distributed.get_world_size()
 
     @torch.no_grad()
-    def forward(self, micro: MicroBatch, temperature: float = 1.0) -> Tensor:
-        """(B, A) log-probs without gradient, float32 on the CPU, zero off actions."""
+    def forward(self, micro: MicroBatch, temperature: float = 1.0, *, adapters: bool = True) -> Tensor:
+        """The model's answer without gradient, float32 on the CPU: (B, A) log-probs or values, or (B, 1) scores."""
+        assert adapters, "there are no adapters to leave out"
         self._runner.eval()
-        return self._run(self._on_device(micro), temperature, entropy=False).logp_BA.cpu()
+        answer: Tensor = self._run(self._on_device(micro), temperature, entropy=False)[0]
+        return answer.cpu()
 
     def forward_backward(self, micro: MicroBatch, objective: Objective, denominators: Denominators) -> Report:
         """Accumulate the gradient of the objective (summed, not averaged, over micro-batches and ranks)."""
@@ -96,7 +98,7 @@ class DeepSpeedEngine:
         output = self._run(micro, objective.temperature, objective.needs_entropy)
         loss, report = objective(output, micro, denominators)
         # The zero term ties the loss to the graph whatever the objective read: ranks must agree on the gradients.
-        self._runner.backward(loss * self.world_size + output.logp_BA.sum() * 0.0)
+        self._runner.backward(loss * self.world_size + output[0].sum() * 0.0)
         return report
 
     def step(self) -> Report:
@@ -156,7 +158,7 @@ class DeepSpeedEngine:
             residence.come_back(self._runner, self.stage, self.spec, self._torch_device)
             self.asleep = False
 
-    def _run(self, micro: MicroBatch, temperature: float, entropy: bool) -> ModelOutput:
+    def _run(self, micro: MicroBatch, temperature: float, entropy: bool) -> Any:
         assert not self.asleep, "wake a model before it is used"
         return self._runner(micro.tokens_BT, micro.lengths_B, micro.action_BA, temperature, entropy)
 

@@ -16,10 +16,28 @@ def torch_dtype(dtype: Dtype) -> torch.dtype:
     return _TORCH_DTYPES[dtype]
 
 
+Kind = Literal["causal_lm", "value", "reward"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSpec:
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): W + alpha / rank * B A, of which A and B are trained."""
+
+    rank: int
+    alpha: int = 16
+    target_modules: tuple[str, ...] = ("all-linear",)
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        assert self.rank > 0, "adapters have a rank"
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A causal language model and how it is run.
+    """A model and how it is run.
 
+    `kind` says what it answers with: log-probs of tokens (`causal_lm`), a value at every token (`value`, the
+    critic) or a score at the last token (`reward`).
     `packing` puts the rows of a micro-batch one behind the other instead of padding them;
     `logprob_chunk` is the number of positions whose logits are in memory at a time.
     """
@@ -31,6 +49,10 @@ class ModelSpec:
     reentrant: bool = False  # the older checkpointing, without support for parts of the graph that need no gradient
     packing: bool = False
     logprob_chunk: int = 1024
+    kind: Kind = "causal_lm"
+    value_head: str = "score"  # name of the head of a value or reward model
+    lora: LoraSpec | None = None  # None: all weights are trained
+    load_in_4bit: bool = False  # NF4 base weights (QLoRA, Dettmers et al. 2023, arXiv:2305.14314)
 
     def __post_init__(self) -> None:
         assert self.logprob_chunk > 0, "a chunk holds at least one position"

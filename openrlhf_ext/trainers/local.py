@@ -18,18 +18,17 @@ from openrlhf_ext.types import Report
 class LocalRole:
     """One engine of one rank as a `TrainRole` and `LogprobRole`. `split` cuts the batches of `logprobs`."""
 
-    def __init__(self, engine: TrainEngine, objective: Objective, split: SplitSettings) -> None:
+    def __init__(self, engine: TrainEngine, split: SplitSettings) -> None:
         assert engine.world_size == 1, "several ranks are a worker group"
         self._engine = engine
-        self._objective = objective
         self._split = split
 
     @property
     def ranks(self) -> int:
         return 1
 
-    def update(self, steps: Sequence[OptimizerStep]) -> Report:
-        return run_steps(self._engine, [shard for (shard,) in steps], self._objective)
+    def update(self, steps: Sequence[OptimizerStep], objective: Objective) -> Report:
+        return run_steps(self._engine, [shard for (shard,) in steps], objective)
 
     def logprobs(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
         (micros,) = inference_split(batch, self._split)

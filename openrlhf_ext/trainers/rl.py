@@ -24,6 +24,7 @@ from openrlhf_ext.ports import Generator, LogprobRole, PolicyRole, RewardFn
 from openrlhf_ext.track.checkpoints import Checkpoint
 from openrlhf_ext.track.rollouts import write_rollouts
 from openrlhf_ext.trainers.journal import Journal
+from openrlhf_ext.trainers.objectives import PolicyObjective
 from openrlhf_ext.trainers.reports import rollout_report, token_mean, under
 from openrlhf_ext.trainers.rollouts import RolloutSource
 from openrlhf_ext.types import Metric, Report, RolloutGroup, Sampling, derive_seed, merge_reports
@@ -38,6 +39,7 @@ class RLSettings:
     sampling: Sampling  # its seed is replaced at every step
     split: SplitSettings  # of training micro-batches; its ranks are the policy's
     batch_size: int  # rollouts of one optimizer step
+    objective: PolicyObjective = field(default_factory=PolicyObjective)
     epochs: int = 1  # passes over each step's rollouts
     advantage: AdvantageSettings = field(default_factory=AdvantageSettings)
     kl_estimator: str = "k1"
@@ -97,7 +99,7 @@ def train_rl(
                 experience = estimate(sampled.groups, batch, signals, settings)
                 updates = split(experience, settings, policy.ranks, step)
             with clock("update"):
-                reports.append(under("policy", policy.update(updates)))
+                reports.append(under("policy", policy.update(updates, settings.objective)))
             with clock("publish"):
                 version = step
                 reports.append(under("publish", policy.publish(version)))

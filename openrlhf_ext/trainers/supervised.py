@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -17,9 +17,10 @@ from openrlhf_ext.batch.partition import SplitSettings
 from openrlhf_ext.batch.split import all_micro_batches, optimizer_step
 from openrlhf_ext.batch.types import Experience, OptimizerStep, TokenBatch
 from openrlhf_ext.errors import DataError
-from openrlhf_ext.ports import LogprobRole, TrainRole
+from openrlhf_ext.ports import LogprobRole, Objective, TrainRole
 from openrlhf_ext.track.checkpoints import Checkpoint
 from openrlhf_ext.trainers.journal import Journal
+from openrlhf_ext.trainers.objectives import SftObjective
 from openrlhf_ext.trainers.reports import under
 from openrlhf_ext.types import Metric, derive_seed, merge_reports
 
@@ -33,6 +34,7 @@ class SupervisedSettings:
     seed: int
     batch_size: int
     epochs: int = 1
+    objective: Objective = field(default_factory=SftObjective)
 
     def steps_per_epoch(self, examples: int) -> int:
         return math.ceil(examples / self.batch_size)
@@ -67,7 +69,7 @@ def train_supervised(
             rows = rows_of_step(settings, len(examples), step)
             update = to_step([examples[row] for row in rows])
         with journal.clock("update"):
-            report = under("train", model.update([update]))
+            report = under("train", model.update([update], settings.objective))
         step += 1
         tokens = float(sum(int(micro.lengths_B.sum()) for micro in all_micro_batches(update) if micro.rows))
         figures = {

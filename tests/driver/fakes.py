@@ -54,7 +54,7 @@ class BigramEngine:
         logp_BA = logp_BAV.gather(-1, micro.tokens_BT[:, 1:, None]).squeeze(-1)
         return logp_BA.where(micro.action_BA, 0.0), logp_BAV
 
-    def forward(self, micro: MicroBatch, temperature: float = 1.0) -> Tensor:
+    def forward(self, micro: MicroBatch, temperature: float = 1.0, *, adapters: bool = True) -> Tensor:
         with torch.no_grad():
             return self._logp(micro, temperature)[0]
 
@@ -131,14 +131,13 @@ class BigramPolicy(LocalRole):
     def __init__(
         self,
         generator: BigramGenerator,
-        objective: Objective,
         calls: list[str],
         *,
         lr: float = 1.0,
         during_update: Callable[[], None] = lambda: None,
     ) -> None:
         self.engine = BigramEngine(lr)
-        super().__init__(self.engine, objective, SplitSettings(rows=4))
+        super().__init__(self.engine, SplitSettings(rows=4))
         self.updates: list[list[OptimizerStep]] = []
         self._generator = generator
         self._calls = calls
@@ -148,11 +147,11 @@ class BigramPolicy(LocalRole):
         self._calls.append("policy.logprobs")
         return super().logprobs(batch, temperature)
 
-    def update(self, steps: Sequence[OptimizerStep]) -> Report:
+    def update(self, steps: Sequence[OptimizerStep], objective: Objective) -> Report:
         self._calls.append(f"update {len(steps)}")
         self._during_update()
         self.updates.append(list(steps))
-        return super().update(steps)
+        return super().update(steps, objective)
 
     def publish(self, version: int) -> Report:
         self._calls.append(f"publish {version}")
@@ -172,8 +171,8 @@ class BigramPolicy(LocalRole):
 class BigramReference(LocalRole):
     """A frozen model of the same shape."""
 
-    def __init__(self, objective: Objective, calls: list[str], seed: int = 1) -> None:
-        super().__init__(BigramEngine(seed=seed), objective, SplitSettings(rows=4))
+    def __init__(self, calls: list[str], seed: int = 1) -> None:
+        super().__init__(BigramEngine(seed=seed), SplitSettings(rows=4))
         self._calls = calls
 
     def logprobs(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:

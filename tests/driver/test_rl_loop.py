@@ -46,7 +46,6 @@ class Job:
 
     folder: Path
     settings: RLSettings = SETTINGS
-    objective: PolicyObjective = field(default_factory=PolicyObjective)
     prompts: int = 8
     prompt_batch: int = 4
     episodes: int = 2
@@ -63,9 +62,9 @@ class Job:
         self.tracker = MemoryTracker()
         self.line = SilentLine()
         generator = BigramGenerator(self.calls)
-        self.policy = BigramPolicy(generator, self.objective, self.calls, lr=self.lr, during_update=self.during_update)
+        self.policy = BigramPolicy(generator, self.calls, lr=self.lr, during_update=self.during_update)
         reward = self.reward(self.calls, self.failing)
-        reference = BigramReference(self.objective, self.calls) if self.reference else None
+        reference = BigramReference(self.calls) if self.reference else None
         source = PromptSource(prompts(self.prompts), batch_size=self.prompt_batch, episodes=self.episodes, seed=7)
         self.store = CheckpointStore(self.folder / "ckpt")
 
@@ -168,7 +167,7 @@ def test_a_kl_penalty_keeps_the_policy_near_the_reference(tmp_path: Path, in_los
     def distance(coef: float) -> float:
         settings = SETTINGS if in_loss else replace(SETTINGS, advantage=replace(SETTINGS.advantage, kl_coef=coef))
         objective = PolicyObjective(kl_coef=coef if in_loss else 0.0, kl_estimator="k2")
-        job = Job(tmp_path / str(coef), settings=settings, objective=objective, reference=True, episodes=6)
+        job = Job(tmp_path / str(coef), settings=replace(settings, objective=objective), reference=True, episodes=6)
         job.run()
         return job.metric("policy/kl")[-1]
 
@@ -261,7 +260,7 @@ def test_a_group_that_cannot_be_scored_is_dropped_and_counted(tmp_path: Path) ->
 def test_a_step_without_any_scored_group_updates_nothing_and_says_so(tmp_path: Path) -> None:
     failing = {f"default-{i}": ScoreFailure("timeout", "down") for i in range(8)}
     job = Job(tmp_path, episodes=1, failing=failing)
-    before = BigramPolicy(BigramGenerator([]), PolicyObjective(), []).engine.table.clone()
+    before = BigramPolicy(BigramGenerator([]), []).engine.table.clone()
     assert job.run() == 2
     assert job.calls == ["publish 0", "generate 4x4", "score", "generate 4x4", "score", "save"]
     assert bool((job.policy.engine.table == before).all())
@@ -328,7 +327,8 @@ def test_the_best_evaluation_is_saved_when_it_happens_and_kept(tmp_path: Path) -
 
 def test_every_step_reports_what_practitioners_look_at(tmp_path: Path) -> None:
     objective = PolicyObjective(entropy_coef=0.0, kl_coef=0.01, kl_estimator="k3")
-    job = Job(tmp_path, objective=objective, reference=True, settings=replace(SETTINGS, batch_size=8, epochs=2))
+    settings = replace(SETTINGS, objective=objective, batch_size=8, epochs=2)
+    job = Job(tmp_path, reference=True, settings=settings)
     job.run()
     expected = {
         *("reward", "reward/std", "reward/min", "reward/max", "reward/part/share", "reward/part/length"),
@@ -363,11 +363,10 @@ def test_recorded_rollouts_train_as_the_fresh_ones_did(tmp_path: Path) -> None:
 
     job = Job(tmp_path, prompts=4, episodes=1, settings=replace(SETTINGS, batch_size=8, epochs=2))
     job.run()
-    replay = replace(job, folder=tmp_path / "replay")
-    policy = BigramPolicy(BigramGenerator([]), replay.objective, [])
+    policy = BigramPolicy(BigramGenerator([]), [])
     groups = read_rollouts(rollout_path(tmp_path / "rollouts", 1))
     batch = token_batch([member.rollout for group in groups for member in group.members], PAD)
     roles = RLRoles(BigramGenerator([]), CountingReward([]), policy)
     experience = estimate(groups, batch, infer(batch, job.settings, roles), job.settings)
-    policy.update(split(experience, job.settings, policy.ranks, step=1))
+    policy.update(split(experience, job.settings, policy.ranks, step=1), job.settings.objective)
     assert bool((policy.engine.table == job.policy.engine.table).all())

@@ -19,7 +19,6 @@ from openrlhf_ext.errors import DataError
 from openrlhf_ext.track.checkpoints import CheckpointStore
 from openrlhf_ext.trainers.journal import Cadence, Journal
 from openrlhf_ext.trainers.local import LocalRole
-from openrlhf_ext.trainers.objectives import SftObjective
 from openrlhf_ext.trainers.supervised import (
     SupervisedSettings,
     rows_of_step,
@@ -61,7 +60,7 @@ class Job:
         self.engine = BigramEngine(self.lr)
         self.store = CheckpointStore(self.folder / "ckpt")
         self.batches: list[list[str]] = []
-        role = LocalRole(self.engine, SftObjective(), self.split)
+        role = LocalRole(self.engine, self.split)
         held_out = token_batch([example(number) for number in range(100, 108)], PAD)
 
         def to_step(examples: Sequence[Rollout]) -> OptimizerStep:

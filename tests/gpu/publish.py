@@ -46,9 +46,7 @@ def roles_of(scenario: Scenario, device: Any) -> Any:
     from openrlhf_ext.cluster.build import EngineRole, RolesSpec, TrainedRole, transport_of
     from openrlhf_ext.engine.spec import EngineSpec
     from openrlhf_ext.models.spec import ModelSpec
-    from openrlhf_ext.ops.policy_loss import PolicyLossSettings
     from openrlhf_ext.rollout.vllm_engine import EngineSettings
-    from openrlhf_ext.trainers.objectives import PolicyObjective
 
     shared = scenario.sharing == "all"
     settings = EngineSettings(
@@ -67,7 +65,6 @@ def roles_of(scenario: Scenario, device: Any) -> Any:
     return RolesSpec(
         device=device,
         policy=TrainedRole(1, ModelSpec(scenario.model, dtype=scenario.dtype), trained, threads=1, sleeps=shared),
-        objective=PolicyObjective(loss=PolicyLossSettings()),
         reference=None,
         engines=EngineRole(1, settings, threads=1, bucket_bytes=60_000),
         split=SplitSettings(rows=8),
@@ -82,6 +79,7 @@ def one_round(roles: Any, tokenizer: Any, version: int) -> dict[str, float]:
     from openrlhf_ext.batch.partition import SplitSettings
     from openrlhf_ext.batch.split import train_steps
     from openrlhf_ext.batch.types import Experience
+    from openrlhf_ext.trainers.objectives import PolicyObjective
     from openrlhf_ext.types import Prompt, Sampling
 
     texts = [f"Question {i}: what is {i} times {i * 13}?" for i in range(8)]
@@ -94,7 +92,8 @@ def one_round(roles: Any, tokenizer: Any, version: int) -> dict[str, float]:
     generator = torch.Generator().manual_seed(version)
     advantages = torch.randn(batch.action_BA.shape, generator=generator) * batch.action_BA
     columns = {"advantages": advantages, "returns": advantages, "sampler_logp": batch.sampler_logp_BA}
-    roles.policy.update(train_steps(Experience(batch, columns), SplitSettings(rows=8), batch_size=32, epochs=1, seed=0))
+    steps = train_steps(Experience(batch, columns), SplitSettings(rows=8), batch_size=32, epochs=1, seed=0)
+    roles.policy.update(steps, PolicyObjective())
     moved = (roles.policy.logprobs(batch) - trained)[batch.action_BA].abs()
     roles.policy.publish(version)
     assert roles.generator.version == version

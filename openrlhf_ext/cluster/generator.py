@@ -1,0 +1,41 @@
+"""The `Generator` port over vLLM engines on Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+from openrlhf_ext.cluster.phases import Phases
+from openrlhf_ext.cluster.waits import gather, tell_progress
+from openrlhf_ext.rollout.vllm_engine import GenerateRequest
+from openrlhf_ext.types import Prompt, Rollout, Sampling
+
+
+class RemoteGenerator:
+    """`Generator` over one or more engines (Ray handles of VllmEngine).
+
+    A prompt's samples go to one engine, which computes the prompt once.
+    """
+
+    def __init__(self, engines: Sequence[Any], phases: Phases) -> None:
+        self.engines = tuple(engines)
+        self._phases = phases
+        self.version = 0
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
+        self._phases.enter("generate")
+        # Engines need neither labels nor columns.
+        bare = [replace(prompt, label=None, meta={}) for prompt in prompts]
+        parts = [bare[start :: len(self.engines)] for start in range(len(self.engines))]
+        calls = [
+            engine.generate.remote(
+                [GenerateRequest(p, sample, sampling) for p in part for sample in range(sampling.n)], tell_progress
+            )
+            for engine, part in zip(self.engines, parts, strict=True)
+            if part
+        ]
+        answers = gather(calls, f"{len(prompts) * sampling.n} rollouts of up to {sampling.max_new_tokens} tokens")
+        by_key = {rollout.key: rollout for rollout in chain.from_iterable(answers)}
+        return [[by_key[prompt.id, sample] for sample in range(sampling.n)] for prompt in prompts]
