@@ -1,15 +1,17 @@
-"""From scores to advantages, without a critic.
+"""From scores to advantages, with a critic (gae) or without.
 
 B sequences, A action positions (see `openrlhf_ext.batch.types`). The same four steps for every
-estimator: a baseline from the scores (per group or none), a reward per token (the KL penalty on
-every action, the score on the last one), returns to go, and for some estimators normalisation
-over all actions of the batch. An estimator says what it does in the first and last of them.
+estimator: a baseline from the scores (of the group, of the batch or none), a reward per token (the
+KL penalty on every action, the score on the last one), returns to go (with a critic: generalised
+advantages), and for some estimators normalisation over all actions of the batch. An estimator says
+what it does in these steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,13 +19,17 @@ from torch import Tensor
 Baseline = Callable[[Tensor, Tensor], Tensor]
 """(scores_B, group_B) -> shaped scores_B."""
 
+Norm = Literal["none", "mean", "std"]
+"""Over all actions of the batch: nothing, centred, or centred and divided by the standard deviation."""
+
 
 @dataclass(frozen=True, slots=True)
 class Estimator:
     paper: str
     shape: Baseline
-    normalise: bool  # over all actions of the batch
+    norm: Norm = "none"
     discounted: bool = False  # whether gamma may be other than 1
+    needs_values: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +38,22 @@ class AdvantageSettings:
     gamma: float = 1.0
     kl_coef: float = 0.0  # of the KL penalty in the reward
     reward_clip: tuple[float, float] | None = None  # applied after the baseline
-    std_norm: bool = True  # False: normalisation centres only
+    std_norm: bool = True  # False: an estimator that normalises by itself centres only
+    lambd: float = 1.0  # of gae: 1 is unbiased, 0 trusts the critic alone
+    norm: Literal["auto"] | Norm = "auto"  # auto: the estimator's own
 
     def __post_init__(self) -> None:
-        assert self.kl_coef >= 0.0 and 0.0 <= self.gamma <= 1.0
+        assert self.kl_coef >= 0.0 and 0.0 <= self.gamma <= 1.0 and 0.0 <= self.lambd <= 1.0
         assert self.gamma == 1.0 or ESTIMATORS[self.estimator].discounted, f"{self.estimator} has no discount"
+        assert self.lambd == 1.0 or ESTIMATORS[self.estimator].needs_values, f"{self.estimator} has no lambda"
+        assert self.std_norm or self.norm == "auto", "std_norm belongs to the estimator's own normalisation"
+
+    @property
+    def effective_norm(self) -> Norm:
+        if self.norm != "auto":
+            return self.norm
+        own = ESTIMATORS[self.estimator].norm
+        return "mean" if own == "std" and not self.std_norm else own
 
 
 def _group_sums(values_B: Tensor, group_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,6 +78,10 @@ def _less_mean_of_the_others(scores_B: Tensor, group_B: Tensor) -> Tensor:
     return torch.where(count_B > 1, scores_B - others_B, 0.0)
 
 
+def _less_batch_mean(scores_B: Tensor, group_B: Tensor) -> Tensor:
+    return scores_B - scores_B.mean()
+
+
 def _group_z_score(scores_B: Tensor, group_B: Tensor) -> Tensor:
     centred_B = _less_group_mean(scores_B, group_B)
     squares_B, count_B = _group_sums(centred_B.square(), group_B)
@@ -68,25 +89,35 @@ def _group_z_score(scores_B: Tensor, group_B: Tensor) -> Tensor:
 
 
 ESTIMATORS: Mapping[str, Estimator] = {
-    "reinforce": Estimator(
-        "REINFORCE++: Hu et al. 2025, arXiv:2501.03262", _as_they_are, normalise=True, discounted=True
+    "gae": Estimator(
+        "GAE: Schulman et al. 2016, arXiv:1506.02438", _as_they_are, norm="std", discounted=True, needs_values=True
     ),
+    "reinforce": Estimator("REINFORCE++: Hu et al. 2025, arXiv:2501.03262", _as_they_are, norm="std", discounted=True),
     "reinforce_baseline": Estimator(
-        "REINFORCE++-baseline: Hu et al. 2025, arXiv:2501.03262", _less_group_mean, normalise=True
+        "REINFORCE++-baseline: Hu et al. 2025, arXiv:2501.03262", _less_group_mean, norm="std"
     ),
-    "rloo": Estimator("RLOO: Ahmadian et al. 2024, arXiv:2402.14740", _less_mean_of_the_others, normalise=False),
-    "group_norm": Estimator("GRPO: Shao et al. 2024, arXiv:2402.03300", _group_z_score, normalise=False),
+    "rloo": Estimator("RLOO: Ahmadian et al. 2024, arXiv:2402.14740", _less_mean_of_the_others),
+    "group_norm": Estimator("GRPO: Shao et al. 2024, arXiv:2402.03300", _group_z_score),
+    "dr_grpo": Estimator("Dr. GRPO: Liu et al. 2025, arXiv:2503.20783", _less_group_mean),
+    "flash_reinforce": Estimator(
+        "FlashREINFORCE: Hu et al. 2026, github.com/OpenRLHF/OpenRLHF/pull/1339", _less_batch_mean
+    ),
 }
 
 
 def advantages(
-    scores_B: Tensor, group_B: Tensor, action_BA: Tensor, kl_BA: Tensor | None, settings: AdvantageSettings
+    scores_B: Tensor,
+    group_B: Tensor,
+    action_BA: Tensor,
+    kl_BA: Tensor | None,
+    settings: AdvantageSettings,
+    values_BA: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Advantages and returns (before normalisation), both (B, A), zero where `action_BA` is False.
+    """Advantages and returns (what a critic learns), both (B, A), zero where `action_BA` is False.
 
     `group_B` are integers that say which rows are samples of the same prompt; groups may have any
     sizes and order. A row without siblings has nothing to be compared with: under a group baseline
-    its shaped score is 0. `kl_BA` None: no KL penalty.
+    its shaped score is 0. `kl_BA` None: no KL penalty. `values_BA`, a critic's, are read by gae only.
     """
     estimator = ESTIMATORS[settings.estimator]
     # Group statistics in float64: among equal float32 scores the rounding of the mean would be
@@ -95,10 +126,33 @@ def advantages(
     if settings.reward_clip is not None:
         shaped_B = shaped_B.clamp(*settings.reward_clip)
     reward_BA = token_rewards(shaped_B, action_BA, kl_BA, settings.kl_coef)
-    returns_BA = returns_to_go(reward_BA, settings.gamma).where(action_BA, 0.0)
-    if not estimator.normalise:
-        return returns_BA, returns_BA
-    return normalised(returns_BA, action_BA, std_norm=settings.std_norm), returns_BA
+    if estimator.needs_values:
+        assert values_BA is not None, f"{settings.estimator} needs a critic's values"
+        raw_BA = generalised_advantages(reward_BA, values_BA, action_BA, settings.gamma, settings.lambd)
+        returns_BA = (raw_BA + values_BA).where(action_BA, 0.0)
+    else:
+        raw_BA = returns_BA = returns_to_go(reward_BA, settings.gamma).where(action_BA, 0.0)
+    return normalised(raw_BA, action_BA, settings.effective_norm), returns_BA
+
+
+def generalised_advantages(
+    reward_BA: Tensor, values_BA: Tensor, action_BA: Tensor, gamma: float, lambd: float
+) -> Tensor:
+    """GAE (Schulman et al. 2016, arXiv:1506.02438) from action to action, zero elsewhere.
+
+    delta_i = r_i + gamma V_{i+1} - V_i and A_i = delta_i + gamma lambda A_{i+1}, where i counts the
+    actions of a row: what stands between two actions (a tool's output) takes no time. After the last
+    action the value is 0.
+    """
+    result_BA = torch.zeros_like(reward_BA)
+    next_value_B, next_advantage_B = reward_BA.new_zeros(2, len(reward_BA))
+    for a in reversed(range(reward_BA.shape[1])):
+        action_B = action_BA[:, a]
+        advantage_B = reward_BA[:, a] + gamma * (next_value_B + lambd * next_advantage_B) - values_BA[:, a]
+        next_advantage_B = advantage_B.where(action_B, next_advantage_B)
+        next_value_B = values_BA[:, a].where(action_B, next_value_B)
+        result_BA[:, a] = advantage_B.where(action_B, 0.0)
+    return result_BA
 
 
 def token_rewards(scores_B: Tensor, action_BA: Tensor, kl_BA: Tensor | None, kl_coef: float) -> Tensor:
@@ -122,11 +176,10 @@ def returns_to_go(reward_BA: Tensor, gamma: float) -> Tensor:
     return returns_BA
 
 
-def normalised(values_BA: Tensor, action_BA: Tensor, *, std_norm: bool = True) -> Tensor:
-    """Centred over all actions of the batch and, with `std_norm`, divided by their standard deviation."""
+def normalised(values_BA: Tensor, action_BA: Tensor, norm: Norm) -> Tensor:
+    """The values with statistics over all actions of the batch taken out of them, as `norm` says."""
     flat_N = values_BA[action_BA].double()
-    if not len(flat_N):
+    if norm == "none" or not len(flat_N):
         return values_BA
-    mean = flat_N.mean()
-    scale = flat_N.var(correction=0).clamp(min=1e-8).rsqrt() if std_norm else 1.0
-    return ((values_BA - mean) * scale).to(values_BA.dtype).where(action_BA, 0.0)
+    scale = flat_N.var(correction=0).clamp(min=1e-8).rsqrt() if norm == "std" else 1.0
+    return ((values_BA - flat_N.mean()) * scale).to(values_BA.dtype).where(action_BA, 0.0)

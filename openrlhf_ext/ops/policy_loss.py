@@ -23,16 +23,21 @@ class PolicyLossSettings:
     kind: str = "ppo"  # a name in POLICY_LOSSES
     clip_low: float = 0.2  # the ratio is clipped to [1 - clip_low, 1 + clip_high]
     clip_high: float = 0.2
-    dual_clip: float | None = None  # above 1
+    dual_clip: float | None = None  # above 1; of the losses that are surrogates (ppo, gspo)
 
     def __post_init__(self) -> None:
+        assert self.kind in POLICY_LOSSES, f"no policy loss is called {self.kind}"
         assert self.clip_low >= 0.0 and self.clip_high >= 0.0
-        assert self.dual_clip is None or self.dual_clip > 1.0
+        assert self.dual_clip is None or (self.dual_clip > 1.0 and self.kind != "cispo")
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLoss:
-    """The loss of each token, and for the metrics the ratio and whether clipping took its gradient."""
+    """The loss of each token, and for the metrics its ratio and whether clipping changed its gradient.
+
+    A clipped token of ppo and gspo adds nothing to the gradient; one of cispo keeps its gradient,
+    with the clipped ratio as its weight.
+    """
 
     loss_BA: Tensor
     ratio_BA: Tensor  # detached
@@ -50,9 +55,45 @@ def ppo(
     Unequal bounds are DAPO's clip-higher (Yu et al. 2025, arXiv:2503.14476). `dual_clip` c bounds
     the loss of a token of negative advantage to -c A (Ye et al. 2020, arXiv:1912.09729).
     """
-    ratio_BA = (logp_BA - old_logp_BA).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+    return _surrogate(_ratio(logp_BA - old_logp_BA), advantages_BA, action_BA, settings)
+
+
+def gspo(
+    logp_BA: Tensor, old_logp_BA: Tensor, advantages_BA: Tensor, action_BA: Tensor, settings: PolicyLossSettings
+) -> TokenLoss:
+    """PPO's surrogate with one ratio for a row: the geometric mean over its actions (GSPO, Zheng et al. 2025).
+
+    arXiv:2507.18071. A clipped sequence has no gradient at all where the advantages of its tokens are
+    equal; the loss is one of sequences, so aggregate it by seq-mean-token-mean.
+    """
+    log_ratio_BA = (logp_BA - old_logp_BA).where(action_BA, 0.0)
+    mean_B1 = log_ratio_BA.sum(1, keepdim=True) / action_BA.sum(1, keepdim=True).clamp(min=1)
+    return _surrogate(_ratio(mean_B1).expand_as(logp_BA), advantages_BA, action_BA, settings)
+
+
+def cispo(
+    logp_BA: Tensor, old_logp_BA: Tensor, advantages_BA: Tensor, action_BA: Tensor, settings: PolicyLossSettings
+) -> TokenLoss:
+    """REINFORCE with the clipped ratio as a constant weight (MiniMax-M1 2025, arXiv:2506.13585).
+
+    No token loses its gradient. The paper bounds the weight from above only: `clip_low` 1.
+    """
+    ratio_BA = _ratio(logp_BA.detach() - old_logp_BA)
+    weight_BA = _clipped(ratio_BA, settings)
+    return TokenLoss(-weight_BA * advantages_BA * logp_BA, ratio_BA, (weight_BA != ratio_BA) & action_BA)
+
+
+def _ratio(log_ratio: Tensor) -> Tensor:
+    return log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+
+
+def _clipped(ratio: Tensor, settings: PolicyLossSettings) -> Tensor:
+    return ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
+
+
+def _surrogate(ratio_BA: Tensor, advantages_BA: Tensor, action_BA: Tensor, settings: PolicyLossSettings) -> TokenLoss:
     free_BA = ratio_BA * advantages_BA
-    bound_BA = ratio_BA.clamp(1 - settings.clip_low, 1 + settings.clip_high) * advantages_BA
+    bound_BA = _clipped(ratio_BA, settings) * advantages_BA
     gain_BA = torch.minimum(free_BA, bound_BA)
     clipped_BA = bound_BA < free_BA
     if settings.dual_clip is not None:
@@ -63,7 +104,7 @@ def ppo(
     return TokenLoss(-gain_BA, ratio_BA.detach(), clipped_BA & action_BA)
 
 
-POLICY_LOSSES: Mapping[str, PolicyLoss] = {"ppo": ppo}
+POLICY_LOSSES: Mapping[str, PolicyLoss] = {"ppo": ppo, "gspo": gspo, "cispo": cispo}
 
 
 def policy_loss(
@@ -74,19 +115,22 @@ def policy_loss(
 
 
 def policy_report(tokens: TokenLoss, logp_BA: Tensor, old_logp_BA: Tensor, action_BA: Tensor) -> dict[str, Metric]:
-    """`clip_fraction`, `ratio`, `ratio_max` and `policy_kl` (k1 of old against new); empty without actions."""
-    if not action_BA.numel():
-        return {}
-    ratio_BA = tokens.ratio_BA.where(action_BA, 0.0)
-    moved_BA = (old_logp_BA - logp_BA.detach()).where(action_BA, 0.0)
-    # One transfer for all of them: each would otherwise wait for the device by itself.
-    sums = torch.stack([action_BA.sum(), tokens.clipped_BA.sum(), ratio_BA.sum(), ratio_BA.amax(), moved_BA.sum()])
-    count, clipped, ratio, ratio_max, moved = sums.tolist()
+    """Over actions: `clip_fraction`, `ratio` with `ratio_min` and `ratio_max`, and `policy_kl`.
+
+    `policy_kl` is the k1 estimate of KL(old || new). Empty without actions.
+    """
+    count = int(action_BA.sum())
     if not count:
         return {}
+    ratio_N = tokens.ratio_BA[action_BA]
+    moved_N = (old_logp_BA - logp_BA.detach())[action_BA]
+    # One transfer for all of them: each would otherwise wait for the device by itself.
+    sums = torch.stack([tokens.clipped_BA.sum(), ratio_N.sum(), ratio_N.min(), ratio_N.max(), moved_N.sum()])
+    clipped, ratio, ratio_min, ratio_max, moved = sums.tolist()
     return {
         "clip_fraction": Metric(clipped, count),
         "ratio": Metric(ratio, count),
+        "ratio_min": Metric(ratio_min, count, "min"),
         "ratio_max": Metric(ratio_max, count, "max"),
         "policy_kl": Metric(moved, count),
     }

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from openrlhf_ext.ops.advantage import ESTIMATORS, AdvantageSettings, advantages
 
 A = 6
-GROUP_BASED = ["reinforce_baseline", "rloo", "group_norm"]
+GROUP_BASED = ["reinforce_baseline", "rloo", "group_norm", "dr_grpo"]
+WHITENED = ["gae", "reinforce", "reinforce_baseline"]
 
 
 @st.composite
@@ -23,15 +24,22 @@ def batches(draw, smallest_group=1):
     n = len(group)
     scores = draw(st.lists(st.integers(-20, 20).map(lambda x: x / 8), min_size=n, max_size=n))
     action = draw(st.lists(st.lists(st.booleans(), min_size=A, max_size=A), min_size=n, max_size=n))
-    kl = draw(st.lists(st.lists(st.integers(-8, 8), min_size=A, max_size=A), min_size=n, max_size=n))
-    return torch.tensor(scores).double(), torch.tensor(group), torch.tensor(action), torch.tensor(kl).double() / 16
+    sixteenths = st.lists(st.lists(st.integers(-8, 8), min_size=A, max_size=A), min_size=n, max_size=n)
+    kl, values = (torch.tensor(draw(sixteenths)).double() / 16 for _ in range(2))
+    return torch.tensor(scores).double(), torch.tensor(group), torch.tensor(action), kl, values
+
+
+def run(batch, settings):
+    return advantages(*batch[:4], settings, batch[4])
 
 
 def shaped(estimator, scores, group, b):
     siblings = [s for s, g in zip(scores, group, strict=True) if g == group[b]]
     others = [s for i, s in enumerate(scores) if group[i] == group[b] and i != b]
-    if estimator == "reinforce":
+    if estimator in ("reinforce", "gae"):
         return scores[b]
+    if estimator == "flash_reinforce":
+        return scores[b] - statistics.mean(scores)
     if not others:
         return 0.0
     if estimator == "rloo":
@@ -40,42 +48,83 @@ def shaped(estimator, scores, group, b):
     return centred / (statistics.stdev(siblings) + 1e-9) if estimator == "group_norm" else centred
 
 
-def slow_reference(scores_B, group_B, action_BA, kl_BA, settings):
+def slow_gae(rewards, values, gamma, lambd):
+    """The definition: a geometrically weighted sum of one-step errors, over the actions of one row."""
+    padded = [*values, 0.0]
+    errors = [rewards[i] + gamma * padded[i + 1] - padded[i] for i in range(len(rewards))]
+    return [sum((gamma * lambd) ** (j - i) * errors[j] for j in range(i, len(rewards))) for i in range(len(rewards))]
+
+
+def slow_reference(scores_B, group_B, action_BA, kl_BA, values_BA, settings):
     scores, group, action, kl = scores_B.tolist(), group_B.tolist(), action_BA.tolist(), kl_BA.tolist()
-    returns = [[0.0] * A for _ in scores]
+    raw, returns = torch.zeros(2, len(scores), A, dtype=torch.float64)
     for b in range(len(scores)):
         score = shaped(settings.estimator, scores, group, b)
         if settings.reward_clip:
             score = min(max(score, settings.reward_clip[0]), settings.reward_clip[1])
         actions = [a for a in range(A) if action[b][a]]
-        for a in actions:
-            rewards = {x: -settings.kl_coef * kl[b][x] + (score if x == actions[-1] else 0.0) for x in actions}
-            returns[b][a] = sum(settings.gamma ** (x - a) * r for x, r in rewards.items() if x >= a)
-    result_BA, returns_BA = torch.tensor(returns, dtype=torch.float64), torch.tensor(returns, dtype=torch.float64)
-    flat = [returns[b][a] for b in range(len(scores)) for a in range(A) if action[b][a]]
-    if settings.estimator in ("reinforce", "reinforce_baseline") and flat:
-        std = max(statistics.pvariance(flat), 1e-8) ** 0.5 if settings.std_norm else 1.0
-        result_BA[action_BA] = torch.tensor([(x - statistics.mean(flat)) / std for x in flat], dtype=torch.float64)
-    return result_BA, returns_BA
+        rewards = [-settings.kl_coef * kl[b][a] + (score if a == actions[-1] else 0.0) for a in actions]
+        if settings.estimator == "gae" and actions:
+            values = values_BA[b][action_BA[b]]
+            raw[b, actions] = values.new_tensor(slow_gae(rewards, values.tolist(), settings.gamma, settings.lambd))
+            returns[b, actions] = raw[b, actions] + values
+        else:
+            for a in actions:
+                later = zip(actions, rewards, strict=True)
+                raw[b, a] = returns[b, a] = sum(settings.gamma ** (x - a) * r for x, r in later if x >= a)
+    flat = raw[action_BA].tolist()
+    norm = settings.norm
+    if norm == "auto":
+        norm = "none" if settings.estimator not in WHITENED else "std" if settings.std_norm else "mean"
+    if norm != "none" and flat:
+        std = max(statistics.pvariance(flat), 1e-8) ** 0.5 if norm == "std" else 1.0
+        raw[action_BA] = torch.tensor([(x - statistics.mean(flat)) / std for x in flat], dtype=torch.float64)
+    return raw, returns
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @given(
-    batch=batches(), kl_coef=st.sampled_from([0.0, 0.3]), clip=st.sampled_from([None, (-1.0, 0.5)]), std=st.booleans()
+    batch=batches(),
+    kl_coef=st.sampled_from([0.0, 0.3]),
+    clip=st.sampled_from([None, (-1.0, 0.5)]),
+    norm=st.sampled_from([{}, {"std_norm": False}, {"norm": "none"}, {"norm": "mean"}, {"norm": "std"}]),
 )
-def test_against_the_slow_reference(estimator, batch, kl_coef, clip, std):
-    gamma = 0.9 if estimator == "reinforce" else 1.0
-    settings = AdvantageSettings(estimator, gamma=gamma, kl_coef=kl_coef, reward_clip=clip, std_norm=std)
-    got, want = advantages(*batch, settings), slow_reference(*batch, settings)
+def test_against_the_slow_reference(estimator, batch, kl_coef, clip, norm):
+    gamma = 0.9 if ESTIMATORS[estimator].discounted else 1.0
+    lambd = 0.8 if ESTIMATORS[estimator].needs_values else 1.0
+    settings = AdvantageSettings(estimator, gamma=gamma, kl_coef=kl_coef, reward_clip=clip, lambd=lambd, **norm)
+    got, want = run(batch, settings), slow_reference(*batch, settings)
     torch.testing.assert_close(got[0], want[0], atol=1e-9, rtol=1e-9)
     torch.testing.assert_close(got[1], want[1], atol=1e-9, rtol=1e-9)
     assert not got[0][~batch[2]].any() and not got[1][~batch[2]].any()
 
 
+@given(batch=batches(), kl_coef=st.sampled_from([0.0, 0.3]))
+def test_gae_with_lambda_one_is_return_minus_value(batch, kl_coef):
+    settings = AdvantageSettings("gae", kl_coef=kl_coef, norm="none")
+    got_BA, returns_BA = run(batch, settings)
+    _, plain_BA = run(batch, AdvantageSettings("reinforce", kl_coef=kl_coef))
+    torch.testing.assert_close(returns_BA, plain_BA)
+    torch.testing.assert_close(got_BA, (plain_BA - batch[4]).where(batch[2], 0.0))
+
+
+@given(batch=batches())
+def test_gae_does_not_see_what_stands_between_actions(batch):
+    """Neither the values there nor how long it is: the same actions side by side have the same advantages."""
+    scores_B, group_B, action_BA, _, values_BA = batch
+    settings = AdvantageSettings("gae", gamma=0.9, lambd=0.7, norm="none")
+    order_BA = (~action_BA).long().argsort(dim=1, stable=True)  # the actions first, in their order
+    together = scores_B, group_B, action_BA.gather(1, order_BA), None, values_BA.gather(1, order_BA)
+    got_BA, returns_BA = run((scores_B, group_B, action_BA, None, values_BA), settings)
+    moved_BA, moved_returns_BA = run(together, settings)
+    torch.testing.assert_close(got_BA.gather(1, order_BA), moved_BA)
+    torch.testing.assert_close(returns_BA.gather(1, order_BA), moved_returns_BA)
+
+
 @pytest.mark.parametrize("estimator", GROUP_BASED)
 @given(batch=batches(smallest_group=2))
 def test_shaped_scores_of_a_group_sum_to_zero(estimator, batch):
-    scores_B, group_B, _, _ = batch
+    scores_B, group_B = batch[:2]
     shaped_B = ESTIMATORS[estimator].shape(scores_B, group_B)
     for g in group_B.unique():
         assert abs(shaped_B[group_B == g].sum().item()) < 1e-9
@@ -84,14 +133,17 @@ def test_shaped_scores_of_a_group_sum_to_zero(estimator, batch):
 @pytest.mark.parametrize("estimator", GROUP_BASED)
 @given(batch=batches(), shift=st.integers(-9, 9))
 def test_a_constant_added_to_a_group_changes_nothing(estimator, batch, shift):
-    scores_B, group_B, action_BA, kl_BA = batch
+    scores_B, group_B = batch[:2]
     moved_B = scores_B + shift * (group_B == group_B[0])
-    for one, other in zip(
-        advantages(scores_B, group_B, action_BA, kl_BA, AdvantageSettings(estimator)),
-        advantages(moved_B, group_B, action_BA, kl_BA, AdvantageSettings(estimator)),
-        strict=True,
-    ):
+    settings = AdvantageSettings(estimator)
+    for one, other in zip(run(batch, settings), run((moved_B, *batch[1:]), settings), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@given(batch=batches(smallest_group=2))
+def test_shaped_scores_of_a_batch_sum_to_zero_under_flash_reinforce(batch):
+    scores_B, group_B = batch[:2]
+    assert abs(ESTIMATORS["flash_reinforce"].shape(scores_B, group_B).sum().item()) < 1e-9
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -99,16 +151,16 @@ def test_a_constant_added_to_a_group_changes_nothing(estimator, batch, shift):
 def test_the_order_of_the_rows_does_not_matter(estimator, batch, seed):
     order = torch.randperm(len(batch[0]), generator=torch.Generator().manual_seed(seed))
     settings = AdvantageSettings(estimator, kl_coef=0.1)
-    straight, permuted = advantages(*batch, settings)[0], advantages(*(x[order] for x in batch), settings)[0]
+    straight, permuted = run(batch, settings)[0], run([x[order] for x in batch], settings)[0]
     torch.testing.assert_close(straight[order], permuted)
 
 
-@pytest.mark.parametrize("estimator", ["reinforce", "reinforce_baseline"])
+@pytest.mark.parametrize("estimator", WHITENED)
 def test_normalised_advantages_have_mean_zero_and_variance_one_over_actions(estimator):
     torch.manual_seed(0)
     action_BA = torch.rand(32, 20) < 0.7
-    settings = AdvantageSettings(estimator, kl_coef=0.1)
-    got_BA, _ = advantages(torch.randn(32), torch.arange(32) // 4, action_BA, torch.rand(32, 20), settings)
+    batch = torch.randn(32), torch.arange(32) // 4, action_BA, torch.rand(32, 20), torch.randn(32, 20)
+    got_BA, _ = run(batch, AdvantageSettings(estimator, kl_coef=0.1))
     assert got_BA.dtype == torch.float32
     torch.testing.assert_close(got_BA[action_BA].mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
     torch.testing.assert_close(got_BA[action_BA].var(correction=0), torch.tensor(1.0), atol=1e-5, rtol=0)
@@ -129,11 +181,25 @@ def test_a_batch_without_any_action_has_no_advantages():
     assert not got_BA.any()
 
 
-@pytest.mark.parametrize("wrong", [{"estimator": "rloo", "gamma": 0.9}, {"kl_coef": -1.0}, {"gamma": 1.1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"estimator": "rloo", "gamma": 0.9},
+        {"estimator": "reinforce", "lambd": 0.9},
+        {"kl_coef": -1.0},
+        {"gamma": 1.1},
+        {"norm": "std", "std_norm": False},
+    ],
+)
 def test_settings_that_make_no_sense(wrong):
     with pytest.raises(AssertionError):
         AdvantageSettings(**wrong)
 
 
-def test_every_estimator_names_its_paper():
-    assert all("arXiv:" in estimator.paper for estimator in ESTIMATORS.values())
+def test_gae_without_values_is_refused():
+    with pytest.raises(AssertionError, match="critic"):
+        advantages(torch.ones(1), torch.zeros(1).long(), torch.ones(1, 2).bool(), None, AdvantageSettings("gae"))
+
+
+def test_every_estimator_names_its_source():
+    assert all("arXiv:" in estimator.paper or "github.com/" in estimator.paper for estimator in ESTIMATORS.values())

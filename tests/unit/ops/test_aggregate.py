@@ -49,7 +49,7 @@ def bigram_loss(weight_VV, tokens_BT, action_BA, columns, totals, mode):
     logp_BAV = torch.log_softmax(weight_VV[tokens_BT[:, :-1]], -1)
     logp_BA = logp_BAV.gather(-1, tokens_BT[:, 1:, None]).squeeze(-1).where(action_BA, 0.0)
     tokens = policy_loss(logp_BA, columns["old_logp"], columns["advantages"], action_BA, PolicyLossSettings())
-    return aggregate(tokens.loss_BA, action_BA, totals, mode)
+    return aggregate(tokens.loss_BA, action_BA, totals, mode, max_tokens=20)
 
 
 @pytest.mark.parametrize("mode", AGGREGATIONS)
@@ -80,3 +80,4 @@ def test_modes_by_hand():
     totals = denominators(action_BA)
     assert aggregate(loss_BA, action_BA, totals, "token-mean") == 16 / 4
     assert aggregate(loss_BA, action_BA, totals, "seq-mean-token-mean") == (2 + 10) / 2
+    assert aggregate(loss_BA, action_BA, totals, "seq-mean-token-sum-norm", 4) == (6 + 10) / (2 * 4)

@@ -1,0 +1,22 @@
+"""The critic's loss, per token. Its sum over a batch is taken in `ops.aggregate`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def value_loss(
+    values_BA: Tensor, old_values_BA: Tensor, returns_BA: Tensor, clip: float | None
+) -> tuple[Tensor, Tensor]:
+    """Half the squared error, and which values clipping kept from moving further (bool; no gradient there).
+
+    `clip` bounds how far a value may move from the old one, pessimistically: the larger of the two
+    errors counts, as in the code of PPO (Schulman et al. 2017, arXiv:1707.06347). None: no bound.
+    """
+    error_BA = (values_BA - returns_BA).square()
+    if clip is None:
+        return error_BA / 2, torch.zeros_like(error_BA, dtype=torch.bool)
+    near_BA = old_values_BA + (values_BA - old_values_BA).clamp(-clip, clip)
+    bound_BA = (near_BA - returns_BA).square()
+    return torch.maximum(error_BA, bound_BA) / 2, bound_BA > error_BA
