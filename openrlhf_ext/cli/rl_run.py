@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openrlhf_ext.cli.rl_roles import ray_settings, roles_spec
 from openrlhf_ext.cli.rl_setup import (
     eval_sampling,
     prompt_settings,
-    ray_settings,
     reward_settings,
     rl_settings,
-    roles_spec,
 )
 from openrlhf_ext.cli.specs import cadence_of, metrics_file, open_store, open_tracking, write_config
 from openrlhf_ext.cluster.build import build_roles

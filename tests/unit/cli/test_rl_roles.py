@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from openrlhf_ext.cli.rl_setup import roles_spec
+from openrlhf_ext.cli.rl_roles import roles_spec
 from openrlhf_ext.cluster.build import RolesSpec
 from openrlhf_ext.config import parse
 from openrlhf_ext.device import Device
