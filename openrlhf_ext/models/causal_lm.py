@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from openrlhf_ext.errors import DataError
+from openrlhf_ext.models.hidden import hidden_states, one_position, scatter
 from openrlhf_ext.models.load import load_causal_lm
 from openrlhf_ext.models.spec import ModelSpec
-from openrlhf_ext.models.varlen import TORCH_VARLEN, row_bounds
 from openrlhf_ext.ops.logprobs import chunked_logprobs
 from openrlhf_ext.ports import ModelOutput
 
@@ -43,38 +43,15 @@ class PolicyModel(nn.Module):
     def forward(
         self, tokens_BT: Tensor, lengths_B: Tensor, action_BA: Tensor, temperature: float = 1.0, entropy: bool = False
     ) -> ModelOutput:
-        """Log-probs (and entropies, in nats) of the actions under logits / temperature, zero elsewhere.
-
-        Rows are padded on the right: causal attention never sees the padding, so no mask is needed.
-        """
+        """Log-probs (and entropies, in nats) of the actions under logits / temperature, zero elsewhere."""
         # A micro-batch without actions still sends one position through the head, weighted by zero: every
         # parameter takes part in every backward, or sharded ranks would wait for each other's gradients.
-        selected_BA = action_BA if bool(action_BA.any()) else _one_position(action_BA)
-        hidden_NH = self._hidden_states(tokens_BT, lengths_B, selected_BA)
+        selected_BA = action_BA if bool(action_BA.any()) else one_position(action_BA)
+        hidden_NH = hidden_states(self.model.base_model, self.spec, tokens_BT, lengths_B, F.pad(selected_BA, (0, 1)))
         logp_N, entropy_N = self.head(hidden_NH, tokens_BT[:, 1:][selected_BA], temperature, entropy)
         if selected_BA is not action_BA:
             logp_N, entropy_N = logp_N * 0.0, None if entropy_N is None else entropy_N * 0.0
-        return ModelOutput(
-            _scatter(logp_N, selected_BA), None if entropy_N is None else _scatter(entropy_N, selected_BA)
-        )
-
-    def _hidden_states(self, tokens_BT: Tensor, lengths_B: Tensor, selected_BA: Tensor) -> Tensor:
-        """(N, H) last hidden states at the selected positions, in row-major order."""
-        base = self.model.base_model
-        varlen = self.spec.attn_implementation == TORCH_VARLEN
-        if not self.spec.packing or (tokens_BT.shape[0] == 1 and not varlen):
-            hidden_BTH = base(input_ids=tokens_BT, use_cache=False).last_hidden_state
-            return hidden_BTH[:, :-1][selected_BA]
-        position_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-        real_BT = position_T < lengths_B[:, None]
-        # Positions that start again at 0 are how transformers knows where a packed row begins.
-        position_1S = position_T.expand_as(tokens_BT)[real_BT][None]
-        bounds = row_bounds(lengths_B) if varlen else {}
-        hidden_SH = base(
-            input_ids=tokens_BT[real_BT][None], position_ids=position_1S, use_cache=False, **bounds
-        ).last_hidden_state[0]
-        selected_BT = F.pad(selected_BA, (0, 1))
-        return hidden_SH[selected_BT[real_BT]]
+        return ModelOutput(scatter(logp_N, selected_BA), None if entropy_N is None else scatter(entropy_N, selected_BA))
 
 
 class _LogprobHead(nn.Linear):
@@ -130,16 +107,3 @@ def logit_transform(config: PreTrainedConfig) -> Callable[[Tensor], Tensor]:
             f"A {text.model_type} model scales its logits in a way that is not known here: use another architecture."
         )
     return lambda logits_NV: logits_NV
-
-
-def _one_position(action_BA: Tensor) -> Tensor:
-    selected_BA = torch.zeros_like(action_BA)
-    selected_BA[0, 0] = True
-    return selected_BA
-
-
-def _scatter(values_N: Tensor, selected_BA: Tensor) -> Tensor:
-    """(B, A) float32 with the values where selected, in row-major order, and zero elsewhere."""
-    return torch.zeros(selected_BA.shape, dtype=torch.float32, device=values_N.device).masked_scatter(
-        selected_BA, values_N.float()
-    )
