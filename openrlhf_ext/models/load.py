@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,15 @@ def load_causal_lm(spec: ModelSpec) -> PreTrainedModel:
 
     Raises DataError where weights are missing (transformers would draw them at random) or not safetensors.
     """
-    config = check_model(spec.path)
+    return load_weights(AutoModelForCausalLM, spec, check_model(spec.path))
+
+
+def load_weights(
+    architecture: Any, spec: ModelSpec, config: PreTrainedConfig, *, new: Collection[str] = (), **options: Any
+) -> PreTrainedModel:
+    """A model of an auto class of transformers, as `load_causal_lm` says; the weights named by `new` may be missing."""
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = architecture.from_pretrained(
             spec.path,
             config=config,
             dtype=torch_dtype(spec.dtype),
@@ -87,14 +94,14 @@ def load_causal_lm(spec: ModelSpec) -> PreTrainedModel:
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **options,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise DataError(
             f"The weights of {spec.path} cannot be loaded ({_first_sentence(error)}): are its files complete?"
         ) from error
     model, loading = loaded
-    if loading["missing_keys"]:
-        missing = sorted(loading["missing_keys"])
+    if missing := sorted(set(loading["missing_keys"]) - set(new)):
         raise DataError(
             f"{spec.path} lacks {len(missing)} of its weights ({missing[0]}, ...): check that its files are complete."
         )
