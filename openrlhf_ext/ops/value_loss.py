@@ -17,6 +17,8 @@ def value_loss(
     error_BA = (values_BA - returns_BA).square()
     if clip is None:
         return error_BA / 2, torch.zeros_like(error_BA, dtype=torch.bool)
-    near_BA = old_values_BA + (values_BA - old_values_BA).clamp(-clip, clip)
+    # Between bounds, not old + clamped difference: a value within them must stay what it is to the last bit,
+    # or rounding would count it as clipped.
+    near_BA = values_BA.clamp(old_values_BA - clip, old_values_BA + clip)
     bound_BA = (near_BA - returns_BA).square()
     return torch.maximum(error_BA, bound_BA) / 2, bound_BA > error_BA

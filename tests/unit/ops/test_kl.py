@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from openrlhf_ext.ops.kl import KL_ESTIMATORS, approximate_kl
+from openrlhf_ext.ops.kl import KL_ESTIMATORS, adapted_kl_coef, approximate_kl
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,29 @@ def test_zero_at_equality_and_bounded_with_a_finite_gradient(estimator):
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
 def test_k2_and_k3_are_never_negative(estimator):
     assert (approximate_kl(torch.linspace(-3, 0, 101), torch.full((101,), -1.5), estimator) >= 0).all()
+
+
+@pytest.mark.parametrize("estimator", KL_ESTIMATORS)
+@pytest.mark.parametrize("sampled_from", ["policy", "older policy"])
+def test_the_unbiased_gradient_is_that_of_the_kl_whoever_sampled(estimator, sampled_from):
+    theta, logp, ref_logp, kl = categorical()
+    (want,) = torch.autograd.grad(kl, theta, retain_graph=True)
+    old_logp = None
+    if sampled_from == "older policy":
+        old_logp = torch.log_softmax(torch.tensor([0.1, -0.5, 0.4, 1.0], dtype=torch.float64), 0)
+    got = approximate_kl(logp, ref_logp, estimator, unbiased=True, old_logp=old_logp)
+    torch.testing.assert_close(got, approximate_kl(logp, ref_logp, estimator))
+    samples = (logp.detach() if old_logp is None else old_logp).exp()
+    torch.testing.assert_close(torch.autograd.grad((samples * got).sum(), theta)[0], want)
+
+
+def test_the_weight_of_the_unbiased_gradient_is_bounded():
+    logp = torch.tensor([-1.0], requires_grad=True)
+    kl = approximate_kl(logp, torch.tensor([-3.0]), unbiased=True, old_logp=torch.tensor([-9.0]))
+    (grad,) = torch.autograd.grad(kl.sum(), logp)
+    torch.testing.assert_close(grad, torch.tensor([10.0 * 2.0]))
+
+
+@pytest.mark.parametrize(("kl", "factor"), [(6.0, 1.0), (6.6, 1.01), (5.4, 0.99), (60.0, 1.02), (0.0, 0.98)])
+def test_the_coefficient_follows_the_kl_by_bounded_steps(kl, factor):
+    assert adapted_kl_coef(0.2, kl, target=6.0, horizon=1000, samples=100) == pytest.approx(0.2 * factor)
