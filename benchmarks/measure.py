@@ -1,0 +1,117 @@
+"""Turns of several processes on one machine: only those count in which nothing else ran.
+
+Times in seconds of wall clock, CPU in core-seconds.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+
+QUIET_CORES = 0.1
+"""A turn counts if, on average, other processes used at most so many cores during it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one side did once.
+
+    `seconds` is the wall clock of the whole step, `phases` the parts that the side tells apart; `lengths` are tokens
+    of each answer. `details` is for other sides (the tokens themselves) and is not reported.
+    """
+
+    seconds: float
+    phases: Mapping[str, float]
+    lengths: Sequence[int] = ()
+    details: Any = None
+
+
+@dataclass(slots=True)
+class Turns:
+    """The turns of one side, with the cores that other processes used meanwhile."""
+
+    kept: list[Turn] = field(default_factory=list)
+    busy: list[float] = field(default_factory=list)
+    discarded: int = 0
+
+    @property
+    def disturbed(self) -> int:
+        """Turns that were kept although the machine was not quiet: the bound on repeats was reached."""
+        return sum(busy > QUIET_CORES for busy in self.busy)
+
+    def seconds(self) -> float:
+        return statistics.median(turn.seconds for turn in self.kept)
+
+    def phases(self) -> dict[str, float]:
+        """The median of every phase, in the order in which phases first appear."""
+        names = dict.fromkeys(name for turn in self.kept for name in turn.phases)
+        return {name: statistics.median(turn.phases.get(name, 0.0) for turn in self.kept) for name in names}
+
+
+@dataclass(frozen=True, slots=True)
+class Stopwatch:
+    """CPU time of the whole machine, and of one process with all it started, since the clock `wall`."""
+
+    wall: float
+    machine: float
+    own: float
+
+    @classmethod
+    def read(cls, pid: int) -> Stopwatch:
+        return cls(time.perf_counter(), machine_seconds(psutil.cpu_times()), tree_seconds(pid))
+
+    def others(self, later: Stopwatch) -> float:
+        """Cores that everything but that process used, on average, between this reading and a later one."""
+        wall = later.wall - self.wall
+        return max(0.0, (later.machine - self.machine) - (later.own - self.own)) / wall if wall > 0 else 0.0
+
+
+def machine_seconds(times: Any) -> float:
+    """Core-seconds in which some process ran (or the machine's host took the core away)."""
+    # `guest` is part of `user` already.
+    names = ("user", "nice", "system", "irq", "softirq", "steal")
+    return sum(getattr(times, name, 0.0) for name in names)
+
+
+def tree_seconds(pid: int) -> float:
+    """Core-seconds of a process and all it started, those that ended and were waited for included."""
+    total = 0.0
+    try:
+        root = psutil.Process(pid)
+        family = [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0.0
+    for process in family:
+        try:
+            total += sum(process.cpu_times()[:4])  # user, system, and both of children that were waited for
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+def take_turns(
+    play: Callable[[str], tuple[Turn, float]], sides: Sequence[str], rounds: Mapping[str, int], *, repeats: int
+) -> dict[str, Turns]:
+    """Let the sides play in turn until each has its number of rounds.
+
+    `play(side)` returns the turn and the cores that others used meanwhile. A disturbed turn is played again at once,
+    at most `repeats` times a side; after that it is kept, and counted as disturbed.
+    """
+    turns = {side: Turns() for side in sides}
+    for number in range(max(rounds.values())):
+        for side in sides:
+            if number >= rounds[side]:
+                continue
+            record = turns[side]
+            turn, busy = play(side)
+            while busy > QUIET_CORES and record.discarded < repeats:
+                record.discarded += 1
+                turn, busy = play(side)
+            record.kept.append(turn)
+            record.busy.append(busy)
+    return turns

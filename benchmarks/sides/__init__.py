@@ -1,0 +1,1 @@
+"""The sides of the benchmark, each in a process of its own that waits for its turn."""
