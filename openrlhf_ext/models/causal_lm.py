@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from openrlhf_ext.errors import DataError
-from openrlhf_ext.models.hidden import hidden_states, one_position, scatter
+from openrlhf_ext.models.hidden import hidden_states, one_position, recompute_activations, scatter
 from openrlhf_ext.models.load import load_causal_lm
 from openrlhf_ext.models.spec import ModelSpec
 from openrlhf_ext.ops.logprobs import chunked_logprobs
@@ -30,10 +30,7 @@ class PolicyModel(nn.Module):
         self.spec = spec
         self.model = model
         self.head = _LogprobHead.take_over(model, spec.logprob_chunk)
-        if spec.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": spec.reentrant})
-            if spec.reentrant:  # its blocks propagate no gradient unless their input asks for one
-                model.enable_input_require_grads()
+        recompute_activations(model, spec)
 
     @classmethod
     def load(cls, spec: ModelSpec) -> PolicyModel:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from openrlhf_ext.models.spec import ModelSpec
 from openrlhf_ext.models.varlen import TORCH_VARLEN, row_bounds
@@ -45,3 +46,11 @@ def scatter(values_N: Tensor, selected_BA: Tensor) -> Tensor:
     return torch.zeros(selected_BA.shape, dtype=torch.float32, device=values_N.device).masked_scatter(
         selected_BA, values_N.float()
     )
+
+
+def recompute_activations(model: PreTrainedModel, spec: ModelSpec) -> None:
+    """Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174), where the spec asks for it."""
+    if spec.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": spec.reentrant})
+        if spec.reentrant:  # its blocks propagate no gradient unless their input asks for one
+            model.enable_input_require_grads()

@@ -78,13 +78,13 @@ def load_causal_lm(spec: ModelSpec) -> PreTrainedModel:
 
     Raises DataError where weights are missing (transformers would draw them at random) or not safetensors.
     """
-    return load_weights(AutoModelForCausalLM, spec, check_model(spec.path))
+    return load_weights(AutoModelForCausalLM, spec, check_model(spec.path))[0]
 
 
 def load_weights(
-    architecture: Any, spec: ModelSpec, config: PreTrainedConfig, *, new: Collection[str] = (), **options: Any
-) -> PreTrainedModel:
-    """A model of an auto class of transformers, as `load_causal_lm` says; the weights named by `new` may be missing."""
+    architecture: Any, spec: ModelSpec, config: PreTrainedConfig, *, optional: Collection[str] = (), **options: Any
+) -> tuple[PreTrainedModel, set[str]]:
+    """A model of an auto class of transformers, as `load_causal_lm` says, and which `optional` weights it lacks."""
     try:
         loaded: Any = architecture.from_pretrained(
             spec.path,
@@ -101,7 +101,8 @@ def load_weights(
             f"The weights of {spec.path} cannot be loaded ({_first_sentence(error)}): are its files complete?"
         ) from error
     model, loading = loaded
-    if missing := sorted(set(loading["missing_keys"]) - set(new)):
+    lacking = set(loading["missing_keys"])
+    if missing := sorted(lacking - set(optional)):
         raise DataError(
             f"{spec.path} lacks {len(missing)} of its weights ({missing[0]}, ...): check that its files are complete."
         )
@@ -110,7 +111,7 @@ def load_weights(
             f"A {config.model_type} model stores other tensors than it computes with, which cannot be published to an "
             "engine: use a dense architecture."
         )
-    return model
+    return model, lacking
 
 
 def _first_sentence(error: Exception) -> str:

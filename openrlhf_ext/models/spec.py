@@ -51,6 +51,7 @@ class ModelSpec:
     logprob_chunk: int = 1024
     kind: Kind = "causal_lm"
     value_head: str = "score"  # name of the head of a value or reward model
+    normalize: bool = False  # its numbers, by the mean and standard deviation that the checkpoint knows
     lora: LoraSpec | None = None  # None: all weights are trained
     load_in_4bit: bool = False  # NF4 base weights (QLoRA, Dettmers et al. 2023, arXiv:2305.14314)
 

@@ -1,0 +1,162 @@
+"""A transformer with a head of one number: the critic, and the reward model.
+
+Its layout on disk is that of transformers' sequence classification with one label (`model.*`, `score.weight`),
+which TRL and vLLM read too. Shapes as in `models.hidden`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from openrlhf_ext.data.tokenizer import load_tokenizer
+from openrlhf_ext.errors import DataError
+from openrlhf_ext.models.fresh import Writable, draw_normal
+from openrlhf_ext.models.hidden import hidden_states, one_position, recompute_activations, scatter
+from openrlhf_ext.models.load import check_model, load_weights
+from openrlhf_ext.models.spec import ModelSpec
+from openrlhf_ext.ports import ScoreOutput, ValueOutput
+
+HEAD = "score"
+
+
+class ScalarModel(nn.Module):
+    """One number for each chosen token. A reward model may know the mean and standard deviation of its scores."""
+
+    def __init__(self, model: PreTrainedModel, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.model = model
+        self.head = _ScalarHead.take_over(model)
+        self.mean, self.std = (score_scale(model.config) or (0.0, 1.0)) if spec.normalize else (0.0, 1.0)
+        recompute_activations(model, spec)
+
+    def _numbers(self, tokens_BT: Tensor, lengths_B: Tensor, chosen_BT: Tensor) -> Tensor:
+        """(N,) float32, in row-major order."""
+        hidden_NH = hidden_states(self.model.base_model, self.spec, tokens_BT, lengths_B, chosen_BT)
+        return (self.head(hidden_NH).squeeze(-1) - self.mean) / self.std
+
+
+class ValueModel(ScalarModel):
+    """The critic: the return expected before each action, read where the policy decides on it."""
+
+    @classmethod
+    def load(cls, spec: ModelSpec, seed: int, writable: Writable) -> ValueModel:
+        """From a causal language model the head is new: drawn from N(0, 1 / (H + 1)^2), as OpenRLHF 0.11.2 does.
+
+        Raises DataError for a folder that is not a safetensors model that can be used.
+        """
+        model, head_is_new = load_scalar_model(spec)
+        if head_is_new:
+            hidden = model.config.get_text_config().hidden_size
+            draw_normal(model.get_parameter(f"{HEAD}.weight"), 1 / (hidden + 1), seed, writable)
+        return cls(model, spec)
+
+    def forward(
+        self, tokens_BT: Tensor, lengths_B: Tensor, action_BA: Tensor, temperature: float = 1.0, entropy: bool = False
+    ) -> ValueOutput:
+        """Action a is token a + 1, so its state is the hidden state of token a. Zero off actions."""
+        # As in PolicyModel: a micro-batch without actions still reaches every parameter, with zero.
+        selected_BA = action_BA if bool(action_BA.any()) else one_position(action_BA)
+        value_N = self._numbers(tokens_BT, lengths_B, F.pad(selected_BA, (0, 1)))
+        return ValueOutput(scatter(value_N if selected_BA is action_BA else value_N * 0.0, selected_BA))
+
+
+class RewardModel(ScalarModel):
+    """Scores whole sequences, at their last token."""
+
+    @classmethod
+    def load(cls, spec: ModelSpec) -> RewardModel:
+        """Raises DataError for a folder that is not a safetensors model that can be used, or has no head."""
+        model, head_is_new = load_scalar_model(spec)
+        if head_is_new:
+            raise DataError(
+                f"{spec.path} has no {_head_name(model.config, spec)}.weight, the head of a reward model: give a "
+                "reward model, or name its head by --ds.value_head_prefix."
+            )
+        return cls(model, spec)
+
+    def forward(
+        self, tokens_BT: Tensor, lengths_B: Tensor, action_BA: Tensor, temperature: float = 1.0, entropy: bool = False
+    ) -> ScoreOutput:
+        last_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device) == lengths_B[:, None] - 1
+        return ScoreOutput(self._numbers(tokens_BT, lengths_B, last_BT)[:, None])
+
+
+class _ScalarHead(nn.Linear):
+    """The model's own head in float32: bfloat16 has three digits, too few to tell one state's value from the next's."""
+
+    @classmethod
+    def take_over(cls, model: PreTrainedModel) -> _ScalarHead:
+        head = model.score
+        assert type(head) is nn.Linear, "transformers gives every sequence classifier of a decoder this head"
+        head.__class__ = cls
+        return cast(_ScalarHead, head)
+
+    def forward(self, hidden_NH: Tensor) -> Tensor:
+        return F.linear(hidden_NH.float(), self.weight.float())
+
+
+def load_scalar_model(spec: ModelSpec) -> tuple[PreTrainedModel, bool]:
+    """The model, and whether its head is new, for then its weights mean nothing yet."""
+    config = check_model(spec.path)
+    if type(config) not in AutoModelForSequenceClassification._model_mapping:
+        raise DataError(
+            f"{spec.path} is a {config.model_type} model, which transformers gives no head of one number: use another "
+            "architecture for the critic or the reward model."
+        )
+    name = _head_name(config, spec)
+    config.num_labels = 1
+    renamed = {} if name == HEAD else {"key_mapping": {rf"^{re.escape(name)}\.": f"{HEAD}."}}
+    with _without_report():
+        model, lacking = load_weights(
+            AutoModelForSequenceClassification, spec, config, optional=[f"{HEAD}.weight"], **renamed
+        )
+    # What an export must say of itself. The pad token comes after loading: an embedding would not learn it.
+    model.config.architectures = [type(model).__name__]
+    if hasattr(config, "value_head_prefix"):
+        model.config.value_head_prefix = HEAD
+    if model.config.get_text_config().pad_token_id is None:
+        model.config.get_text_config().pad_token_id = load_tokenizer(spec.path).pad_token_id
+    return model, bool(lacking)
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """transformers prints a table of the weights that a causal language model has and a classifier has not."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def score_scale(config: PreTrainedConfig) -> tuple[float, float] | None:
+    """The mean and standard deviation of its scores that a reward model's config tells (OpenRLHF's names for them).
+
+    Raises DataError for numbers that cannot be those.
+    """
+    if not (hasattr(config, "mean") and hasattr(config, "std")):
+        return None
+    mean, std = config.mean, config.std
+    if not all(isinstance(x, int | float) and math.isfinite(x) for x in (mean, std)) or std <= 0:
+        raise DataError(
+            f"The reward model's config.json has mean {mean} and std {std}, by which no score can be normalised: "
+            "correct them, or leave out --reward.normalize_enable."
+        )
+    return float(mean), float(std)
+
+
+def _head_name(config: PreTrainedConfig, spec: ModelSpec) -> str:
+    """A checkpoint that names its own head is believed."""
+    return str(getattr(config, "value_head_prefix", spec.value_head))
