@@ -18,12 +18,16 @@ _FLAG = re.compile(r"--[A-Za-z]")  # so `-10` and `---` are values
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One flag or one line of a file. `values` is None for a null in a file, () for a bare flag."""
+    """One flag or one line of a file. `values` is None for a null in a file, () for a bare flag.
+
+    `shared`: an old name set this flag along with another one, of a role that may not be there.
+    """
 
     name: str
     values: tuple[str, ...] | None
     file: str | None = None
     spelled: str | None = None
+    shared: bool = False
 
     @property
     def origin(self) -> str:
@@ -31,9 +35,9 @@ class Setting:
         name = self.spelled or self.name
         return f"{name} (in {self.file})" if self.file else f"--{name}"
 
-    def renamed(self, name: str, values: tuple[str, ...] | None = None) -> Setting:
-        spelled = self.spelled or self.name
-        return dataclasses.replace(self, name=name, spelled=spelled, values=self.values if values is None else values)
+    def renamed(self, name: str, values: tuple[str, ...] | None = None, shared: bool = False) -> Setting:
+        values = self.values if values is None else values
+        return dataclasses.replace(self, name=name, spelled=self.spelled or self.name, values=values, shared=shared)
 
 
 def scan(argv: Sequence[str]) -> list[Setting]:

@@ -20,7 +20,7 @@ from openrlhf_ext.config.fields import Flag, flags_of, replaced, sections_of
 from openrlhf_ext.config.layers import Setting, read_yaml, scan
 from openrlhf_ext.config.nearest import nearest
 from openrlhf_ext.config.rl import RLConfig
-from openrlhf_ext.config.rules import Violation, broken_rules
+from openrlhf_ext.config.rules import Violation, advice, broken_rules, idle_paths
 from openrlhf_ext.config.sft import SFTConfig
 from openrlhf_ext.errors import ConfigError
 
@@ -59,6 +59,7 @@ def parse(command: str | type, argv: Sequence[str]) -> Parsed:
     notes: list[str] = []
     values: dict[str, Any] = {}
     explicit: set[str] = set()
+    shared: set[str] = set()
     for found in _resolved(tree, _with_old_lengths(tree, layered)):
         if isinstance(found, Violation):
             violations.append(found)
@@ -72,14 +73,18 @@ def parse(command: str | type, argv: Sequence[str]) -> Parsed:
                 shown = "(hidden)" if flag.secret else " ".join(found.values or ())
                 violations.append(Violation(found.origin, shown or "without a value", f"it takes {wanted(flag)}"))
                 continue
+            (shared.add if found.shared else shared.discard)(flag.path)
             if not found.file or value != flag.default:
                 explicit.add(flag.path)
     config = replaced(tree(), values)
+    # An old flag that set several roles at once does not stumble over a role that is not there.
+    idle = shared & idle_paths(config)
+    config = replaced(config, {path: flags_of(tree)[path].default for path in idle})
     if not violations:
-        violations = broken_rules(config, frozenset(explicit))
+        violations = broken_rules(config, frozenset(explicit - idle))
     if violations:
         raise ConfigError("\n".join(dict.fromkeys(str(item) for item in violations)))
-    return Parsed(config, frozenset(explicit), tuple(dict.fromkeys(notes)))
+    return Parsed(config, frozenset(explicit - idle), tuple(dict.fromkeys((*notes, *advice(config)))))
 
 
 def _resolved(tree: type, settings: Sequence[Setting]) -> Iterator[Setting | Violation | str]:
@@ -108,18 +113,16 @@ def _resolved(tree: type, settings: Sequence[Setting]) -> Iterator[Setting | Vio
 
 
 def _from_old_name(tree: type, item: Setting) -> Iterator[Setting | Violation | str]:
-    flags, old = flags_of(tree), old_flags_of(tree)[item.name]
-    # An old flag that set several models at once does not stumble over a model that is not here.
-    targets = [path for path in old.targets if not flags[path].refused] or list(old.targets[:1])
+    old = old_flags_of(tree)[item.name]
     if old.value is not None and item.values and item.values != ("true",):
         yield Violation(item.origin, " ".join(item.values), "it is a switch; leave it out to turn it off")
         return
     values = item.values if old.value is None else (old.value,)
     values = values and tuple(old.translate.get(text, text) for text in values)
     fixed = f" {old.value}" if old.value is not None else ""
-    yield f"{item.origin} is now {' and '.join('--' + path + fixed for path in targets)}"
-    for path in targets:
-        yield item.renamed(path, values)
+    yield f"{item.origin} is now {' and '.join('--' + path + fixed for path in old.targets)}"
+    for path in old.targets:
+        yield item.renamed(path, values, shared=path != old.targets[0])
 
 
 def _with_old_lengths(tree: type, settings: Sequence[Setting]) -> list[Setting]:

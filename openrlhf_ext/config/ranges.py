@@ -15,6 +15,7 @@ _POSITIVE: Range = (lambda v: 0 < v < math.inf, "above 0")
 _STEPS: Range = (lambda v: v == -1 or v >= 1, "1 or more, or -1 for never")
 _PART: Range = (lambda v: 0 <= v <= 1, "from 0 to 1")
 _POSITIVE_PART: Range = (lambda v: 0 < v <= 1, "above 0 and at most 1")
+_LOW_HIGH: Range = (lambda v: v[0] < v[1], "two numbers, the lower one first")
 _BETAS: Range = (lambda v: all(0 <= beta < 1 for beta in v), "two numbers from 0 to below 1")
 
 RANGES: Mapping[str, Range] = {
@@ -22,6 +23,12 @@ RANGES: Mapping[str, Range] = {
     "actor.num_gpus_per_node": _AT_LEAST_1,
     "ref.num_nodes": _AT_LEAST_1,
     "ref.num_gpus_per_node": _AT_LEAST_1,
+    "critic.num_nodes": _AT_LEAST_1,
+    "critic.num_gpus_per_node": _AT_LEAST_1,
+    "critic.value_clip": _POSITIVE,
+    "critic.freezing_steps": (lambda v: v >= -1, "a number of rollout steps (0 or -1: none)"),
+    "reward.num_nodes": _AT_LEAST_1,
+    "reward.num_gpus_per_node": _AT_LEAST_1,
     "model.num_nodes": _AT_LEAST_1,
     "model.num_gpus_per_node": _AT_LEAST_1,
     "vllm.num_engines": _AT_LEAST_1,
@@ -35,12 +42,14 @@ RANGES: Mapping[str, Range] = {
     "train.max_epochs": _AT_LEAST_1,
     "train.num_episodes": _AT_LEAST_1,
     "train.max_tokens_per_gpu": _AT_LEAST_1,
+    "train.async_queue_size": _AT_LEAST_1,
     "train.seed": _AT_LEAST_0,
     "rollout.batch_size": _AT_LEAST_1,
     "rollout.micro_batch_size": _AT_LEAST_1,
     "rollout.n_samples_per_prompt": _AT_LEAST_1,
     "rollout.max_new_tokens": _AT_LEAST_1,
     "rollout.max_tokens_per_gpu": _AT_LEAST_1,
+    "rollout.vllm_generate_batch_size": _AT_LEAST_1,
     # Log-probs are those of the tempered distribution; vLLM takes at most 2.
     "rollout.temperature": (lambda v: 0 < v <= 2, "above 0 and at most 2"),
     "rollout.top_p": _POSITIVE_PART,
@@ -60,18 +69,33 @@ RANGES: Mapping[str, Range] = {
     "reward.timeout_s": _POSITIVE,
     "reward.max_retries": _AT_LEAST_0,
     "reward.weights": (lambda v: all(map(math.isfinite, v)), "finite numbers"),
-    "reward.clip_range": (lambda v: v[0] < v[1], "two numbers, the lower one first"),
+    "reward.clip_range": _LOW_HIGH,
+    "reward.overlong_buffer_len": _POSITIVE,
+    "reward.overlong_penalty_factor": _FINITE_AT_LEAST_0,
+    "reward.stop_properly_penalty_coef": (
+        lambda v: -math.inf < v <= 1,
+        "from 0 to 1, a factor, or below 0, a reward in place of the answer's own",
+    ),
     "algo.advantage.gamma": _PART,
+    "algo.advantage.lambd": _PART,
     "algo.kl.init_coef": _FINITE_AT_LEAST_0,
+    "algo.kl.target": _POSITIVE,
+    "algo.kl.horizon": _AT_LEAST_1,
+    "algo.dynamic_filtering_range": _LOW_HIGH,
     "actor.eps_clip": _POSITIVE,
     "actor.eps_clip_low_high": (lambda v: all(0 < eps < math.inf for eps in v), "two numbers above 0"),
     "actor.dual_clip": (lambda v: 1 < v < math.inf, "above 1"),
     "actor.entropy_coef": (math.isfinite, "a finite number"),
     "ds.zpg": _AT_LEAST_1,
     "ds.logprob_chunk_size": _AT_LEAST_1,
+    "ds.lora.rank": _AT_LEAST_0,
+    "ds.lora.alpha": _AT_LEAST_1,
+    "ds.lora.target_modules": (len, "all-linear, or names of modules"),
+    "ds.lora.dropout": (lambda v: 0 <= v < 1, "from 0 to below 1"),
+    "ds.value_head_prefix": (lambda v: v.isidentifier(), "the name of a module"),
 } | {
     prefix + path: limits
-    for prefix in ("", "actor.")
+    for prefix in ("", "actor.", "critic.")
     for path, limits in {
         "adam.lr": _FINITE_AT_LEAST_0,
         "adam.betas": _BETAS,

@@ -289,7 +289,6 @@ def test_old_names_of_sft():
         ("--custom_configs x", "a fork's flag"),
         ("--bf16 false", "--bf16 false: it is a switch"),
         ("--enable_vllm_is_correction", "importance-sampling correction"),
-        ("--vllm_is_correction_type tis", "--algo.advantage.is_correction_mode clip: importance-sampling"),
         ("--micro_train_batch_size x", "--micro_train_batch_size x: it takes int"),
         ("--actor_learning_rate 1 2", "--actor_learning_rate 1 2: it takes float"),
     ],

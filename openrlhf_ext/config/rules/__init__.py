@@ -1,0 +1,31 @@
+"""What no single flag can say by its type: ranges, and flags at odds with each other.
+
+A rule is a small named function of the tree and the explicit paths; all of them run, and every violation
+is reported at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from openrlhf_ext.config.rl import RLConfig
+from openrlhf_ext.config.rules.advice import ADVICE
+from openrlhf_ext.config.rules.algorithm import ALGORITHM_RULES
+from openrlhf_ext.config.rules.common import COMMON_RULES
+from openrlhf_ext.config.rules.effects import idle_paths
+from openrlhf_ext.config.rules.rl import RL_RULES
+from openrlhf_ext.config.rules.sft import SFT_RULES
+from openrlhf_ext.config.rules.violation import Explicit, Violation, accumulation
+
+__all__ = ["Violation", "accumulation", "advice", "broken_rules", "idle_paths"]
+
+
+def broken_rules(config: Any, explicit: Explicit) -> list[Violation]:
+    """Every violation of every rule of this command."""
+    own = (*RL_RULES, *ALGORITHM_RULES) if isinstance(config, RLConfig) else SFT_RULES
+    return [violation for rule in (*COMMON_RULES, *own) for violation in rule(config, explicit)]
+
+
+def advice(config: Any) -> list[str]:
+    """What is allowed and probably not meant, or means something else than it seems to."""
+    return [note for ask in ADVICE if isinstance(config, RLConfig) for note in ask(config)]

@@ -1,0 +1,102 @@
+"""Flags that do something only together with another one: set without it they are an error, not ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from openrlhf_ext.config.fields import flags_of, get
+from openrlhf_ext.config.rl import RLConfig
+from openrlhf_ext.config.rules.violation import Explicit, Violation
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """`paths`, flags or whole sections, have an effect where `holds`; `of` is how to get there."""
+
+    paths: tuple[str, ...]
+    holds: Callable[[RLConfig], bool]
+    of: str
+
+
+def _paths(prefix: str, names: str) -> tuple[str, ...]:
+    return tuple(prefix + name for name in names.split())
+
+
+NEEDS = (
+    Need(("critic", "algo.advantage.lambd"), lambda c: c.has_critic, "--algo.advantage.estimator gae"),
+    Need(
+        _paths("reward.", "normalize_enable num_nodes num_gpus_per_node offload"),
+        lambda c: c.has_reward_model,
+        "--reward.model_name_or_path",
+    ),
+    Need(
+        ("ds.value_head_prefix",),
+        lambda c: c.has_critic or c.has_reward_model,
+        "--algo.advantage.estimator gae or --reward.model_name_or_path",
+    ),
+    Need(
+        ("train.colocate_critic_reward",),
+        lambda c: c.has_critic and c.has_reward_model,
+        "--algo.advantage.estimator gae and --reward.model_name_or_path",
+    ),
+    Need(
+        ("reward.overlong_penalty_factor",),
+        lambda c: c.reward.overlong_buffer_len is not None,
+        "--reward.overlong_buffer_len",
+    ),
+    Need(
+        _paths("algo.advantage.is_correction_", "mode gating threshold"),
+        lambda c: c.algo.advantage.is_correction_level != "off",
+        "--algo.advantage.is_correction_level token or seq",
+    ),
+    Need(
+        _paths("algo.kl.", "use_loss target unbiased_gradient"),
+        lambda c: c.algo.kl.init_coef > 0,
+        "--algo.kl.init_coef above 0",
+    ),
+    Need(("algo.kl.horizon",), lambda c: c.algo.kl.target is not None, "--algo.kl.target"),
+    Need(("algo.kl.unbiased_gradient",), lambda c: c.algo.kl.use_loss, "--algo.kl.use_loss"),
+    Need(
+        ("algo.dynamic_filtering_range",),
+        lambda c: c.algo.dynamic_filtering_enable,
+        "--algo.dynamic_filtering_enable",
+    ),
+    Need(
+        _paths("train.", "async_queue_size partial_rollout_enable"),
+        lambda c: c.train.async_enable,
+        "--train.async_enable",
+    ),
+    Need(
+        ("train.max_tokens_per_gpu", "rollout.max_tokens_per_gpu"),
+        lambda c: c.train.dynamic_batch_enable,
+        "--train.dynamic_batch_enable",
+    ),
+    Need(
+        (*_paths("ds.lora.", "alpha target_modules dropout"), "ds.load_in_4bit"),
+        lambda c: c.ds.lora.rank > 0,
+        "--ds.lora.rank above 0",
+    ),
+)
+
+
+def flags_have_an_effect(config: RLConfig, explicit: Explicit) -> Iterator[Violation]:
+    for path, need in _idle(config):
+        value = get(config, path)
+        if value != flags_of(RLConfig)[path].default:
+            shown = None if value is True else value
+            yield Violation(f"--{path}", shown, f"it has no effect without {need.of}")
+
+
+def idle_paths(config: Any) -> frozenset[str]:
+    """The flags that have no effect as the others stand."""
+    return frozenset(path for path, _ in _idle(config)) if isinstance(config, RLConfig) else frozenset()
+
+
+def _idle(config: RLConfig) -> Iterator[tuple[str, Need]]:
+    for need in NEEDS:
+        if not need.holds(config):
+            for path in flags_of(RLConfig):
+                if any(path == name or path.startswith(f"{name}.") for name in need.paths):
+                    yield path, need
