@@ -37,14 +37,15 @@ class Signals:
 
     old_logp_BA: Tensor | None = None
     ref_logp_BA: Tensor | None = None
+    values_BA: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Experience:
     """A TokenBatch with all that the update needs.
 
-    `columns` are (B, A) float tensors by name: `advantages` and `returns` always,
-    `old_logp`, `ref_logp` and `sampler_logp` where the objective reads them.
+    `columns` are (B, A) float tensors by name: `advantages`, `returns` and `sampler_logp` always, `old_logp`,
+    `ref_logp` and `values` (the critic's, before the update) where an objective reads them.
     """
 
     batch: TokenBatch

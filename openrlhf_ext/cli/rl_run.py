@@ -68,7 +68,6 @@ def run(parsed: Parsed) -> int:
             line = StepProgress(data.source.total_steps, SHOWN, every=cfg.logger.logging_steps)
             journal = Journal(
                 _cadence(cfg),
-                data.source.total_steps,
                 tracker=tracker,
                 line=line,
                 store=store,

@@ -73,7 +73,6 @@ def run(parsed: Parsed) -> int:
     cadence = Cadence(cfg.logger.logging_steps, cadence_of(cfg.eval.steps), cadence_of(cfg.ckpt.save_steps))
     journal = Journal(
         cadence,
-        total,
         tracker=tracker,
         line=line,
         store=store,

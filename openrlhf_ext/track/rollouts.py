@@ -1,15 +1,16 @@
 """Every rollout of every step on disk: one parquet file per step, readable back as groups.
 
-One row per rollout, the columns as in `_SCHEMA`. Rollouts of a group that could not be scored are
-kept too, with an empty `reward` and the reason in `failure`.
+One row per rollout, the columns as in `_SCHEMA`. Rollouts that were not trained on are kept too: those of a group
+that could not be scored with an empty `reward` and the reason in `failure`, those that were filtered out with
+`filtered` set.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,6 +38,7 @@ _SCHEMA = pa.schema(
         ("filter_value", pa.float64()),
         ("parts", pa.map_(pa.string(), pa.float64())),
         ("failure", pa.string()),
+        ("filtered", pa.bool_()),
         ("finish_reason", pa.string()),
         ("version_min", pa.int64()),
         ("version_max", pa.int64()),
@@ -44,24 +46,34 @@ _SCHEMA = pa.schema(
 )
 
 
+class RecordedStep(NamedTuple):
+    """What became of the prompts of one step."""
+
+    epoch: int
+    groups: tuple[RolloutGroup, ...]  # trained on
+    failed: tuple[FailedGroup, ...] = ()
+    filtered: tuple[RolloutGroup, ...] = ()
+
+
 def rollout_path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}.parquet"
 
 
-def write_rollouts(
-    folder: Path, step: int, epoch: int, groups: Sequence[RolloutGroup], failed: Sequence[FailedGroup] = ()
-) -> Path:
+def write_rollouts(folder: Path, step: int, recorded: RecordedStep) -> Path:
     """Write the rollouts of one step; the file is there completely or not at all.
 
     Raises DataError where a label or a prompt's meta data is not a JSON value.
     """
     rows = [
-        _row(step, epoch, group.prompt, member.rollout, member.score, None)
+        _row(step, recorded.epoch, group.prompt, member.rollout, member.score, filtered=filtered)
+        for groups, filtered in ((recorded.groups, False), (recorded.filtered, True))
         for group in groups
         for member in group.members
     ]
     rows += [
-        _row(step, epoch, group.prompt, rollout, None, group.failure) for group in failed for rollout in group.rollouts
+        _row(step, recorded.epoch, group.prompt, rollout, failure=group.failure)
+        for group in recorded.failed
+        for rollout in group.rollouts
     ]
     folder.mkdir(parents=True, exist_ok=True)
     path = rollout_path(folder, step)
@@ -73,7 +85,16 @@ def write_rollouts(
 
 
 def read_rollouts(path: Path) -> list[RolloutGroup]:
-    """The scored groups of one step, in the order and with the values that were written.
+    """The groups of one step that were trained on, in the order and with the values that were written.
+
+    Raises DataError where the file is missing or is not a rollout file.
+    """
+    return list(read_step(path).groups)
+
+
+def read_step(path: Path, prompts: Mapping[str, Prompt] | None = None) -> RecordedStep:
+    """All that was written of one step. `prompts` by id are used as they are; else they are made from the file,
+    where labels and meta data have been through JSON.
 
     Raises DataError where the file is missing or is not a rollout file.
     """
@@ -84,19 +105,33 @@ def read_rollouts(path: Path) -> list[RolloutGroup]:
     missing = [name for name in _SCHEMA.names if name not in table.column_names]
     if missing:
         raise DataError(f"{path} has no column {', '.join(missing)}; give a rollout file that a run wrote.")
-    members: dict[str, list[ScoredRollout]] = {}
-    prompts: dict[str, Prompt] = {}
+    by_prompt: dict[str, list[dict[str, Any]]] = {}
     for row in table.to_pylist():
-        if row["reward"] is None:
-            continue
-        prompts.setdefault(row["prompt_id"], _prompt(row))
-        score = Score(row["reward"], dict(row["parts"]), row["filter_value"])
-        members.setdefault(row["prompt_id"], []).append(ScoredRollout(_rollout(row), score))
-    return [RolloutGroup(prompt, tuple(members[prompt_id])) for prompt_id, prompt in prompts.items()]
+        by_prompt.setdefault(row["prompt_id"], []).append(row)
+    groups: list[RolloutGroup] = []
+    failed: list[FailedGroup] = []
+    filtered: list[RolloutGroup] = []
+    for prompt_id, rows in by_prompt.items():
+        prompt = _prompt(rows[0]) if prompts is None else prompts[prompt_id]
+        rollouts = [_rollout(row) for row in rows]
+        if rows[0]["failure"] is not None:
+            failed.append(FailedGroup(prompt, tuple(rollouts), _failure(rows[0]["failure"])))
+        else:
+            members = tuple(ScoredRollout(rollout, _score(row)) for rollout, row in zip(rollouts, rows, strict=True))
+            (filtered if rows[0]["filtered"] else groups).append(RolloutGroup(prompt, members))
+    epoch = table["epoch"][0].as_py() if len(table) else 0
+    return RecordedStep(epoch, tuple(groups), tuple(failed), tuple(filtered))
 
 
 def _row(
-    step: int, epoch: int, prompt: Prompt, rollout: Rollout, score: Score | None, failure: ScoreFailure | None
+    step: int,
+    epoch: int,
+    prompt: Prompt,
+    rollout: Rollout,
+    score: Score | None = None,
+    *,
+    failure: ScoreFailure | None = None,
+    filtered: bool = False,
 ) -> dict[str, Any]:
     return {
         "step": step,
@@ -116,6 +151,7 @@ def _row(
         "filter_value": None if score is None else score.filter_value,
         "parts": [] if score is None else list(score.parts.items()),
         "failure": None if failure is None else f"{failure.reason}: {failure.detail}",
+        "filtered": filtered,
         "finish_reason": rollout.finish_reason,
         "version_min": rollout.versions[0],
         "version_max": rollout.versions[1],
@@ -151,3 +187,12 @@ def _rollout(row: Mapping[str, Any]) -> Rollout:
         finish_reason=row["finish_reason"],
         versions=(row["version_min"], row["version_max"]),
     )
+
+
+def _score(row: Mapping[str, Any]) -> Score:
+    return Score(row["reward"], dict(row["parts"]), row["filter_value"])
+
+
+def _failure(text: str) -> ScoreFailure:
+    reason, _, detail = text.partition(": ")
+    return ScoreFailure(reason, detail)  # type: ignore[arg-type]

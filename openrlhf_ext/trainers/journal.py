@@ -47,14 +47,11 @@ class Cadence:
 
 
 class Journal:
-    """Keeps the record of one run of `total_steps` steps. Without `store` nothing is saved, without `evaluate` no
-    evaluation runs.
-    """
+    """Keeps the record of one run. Without `store` nothing is saved, without `evaluate` no evaluation runs."""
 
     def __init__(
         self,
         cadence: Cadence,
-        total_steps: int,
         *,
         tracker: Tracker,
         line: StepLine,
@@ -63,7 +60,6 @@ class Journal:
     ) -> None:
         self.clock = PhaseClock()
         self._cadence = cadence
-        self._total = total_steps
         self._tracker = tracker
         self._line = line
         self._store = store
@@ -92,32 +88,35 @@ class Journal:
         step: int,
         report: Report,
         *,
+        last: bool,
         tokens: Mapping[str, float],
         write: Callable[[Path], None],
-        state: Mapping[str, Any],
+        state: Callable[[], Mapping[str, Any]],
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
         """Log the step; evaluate and save where it is time.
 
-        `tokens` are counted by phase; `write(folder)` saves the roles and `state` is what the loop
-        needs to go on.
+        `tokens` are counted by phase; `write(folder)` saves the roles and `state()` is what the loop needs to go on.
+        `settle()` is called before an evaluation or a checkpoint: nothing else may be at work then.
         """
-        evaluated = self._run_evaluation(step) if self._due(step, self._cadence.evaluate) else {}
+        evaluating = last or _due(step, self._cadence.evaluate)
+        saving = last or _due(step, self._cadence.save)
+        if evaluating or saving:
+            settle()
+        evaluated = self._run_evaluation(step) if evaluating else {}
         score = self._score(evaluated)
         improved = score is not None and (self._best is None or score > self._best)
         self._best = score if improved else self._best
-        saving = improved or self._due(step, self._cadence.save)
         report = merge_reports([report, self.clock.take(tokens)])
         self._line.update(step, _values(report) | evaluated)
         self._pending.append(report)
-        if saving or evaluated or self._due(step, self._cadence.log):
+        saving = saving or improved
+        if saving or evaluated or _due(step, self._cadence.log):
             self._tracker.log(step, _values(merge_reports(self._pending)) | evaluated)
             self._pending = []
         if saving and self._store is not None:
             with self.clock("save"):
-                self._store.save(step, write, {**state, "best": self._best}, metric=score)
-
-    def _due(self, step: int, every: int) -> bool:
-        return step == self._total or (every > 0 and step % every == 0)
+                self._store.save(step, write, {**state(), "best": self._best}, metric=score)
 
     def _run_evaluation(self, step: int) -> dict[str, float]:
         if self._evaluate is None:
@@ -141,3 +140,7 @@ class Journal:
 
 def _values(report: Mapping[str, Metric]) -> dict[str, float]:
     return {name: metric.value for name, metric in report.items()}
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

@@ -8,21 +8,31 @@ from statistics import pstdev
 
 from torch import Tensor
 
+from openrlhf_ext.batch.types import Experience, Signals
+from openrlhf_ext.trainers.experience import penalised_scores, reward_kl
 from openrlhf_ext.trainers.rollouts import StepRollouts
+from openrlhf_ext.trainers.settings import RLSettings
 from openrlhf_ext.types import Metric, Report, RolloutGroup, mean_metric
 
 
 def rollout_report(step: StepRollouts, version: int) -> dict[str, Metric]:
     """Figures of one step's rollouts; `version` is the weight version that is trained.
 
-    Rewards are the reward function's own (before clipping and KL); `group/*` look at the n samples of one prompt,
-    whose spread is what a group estimator learns from.
+    Rewards are the reward function's own (before penalties, clipping and KL); `group/*` look at the n samples of one
+    prompt, whose spread is what a group estimator learns from. Every prompt that was consumed is in `rollout/prompts`
+    or in `rollout/filtered_groups`; `rollout/passed` is the share of the scored groups that passed the filter.
     """
+    failed, filtered = step.recorded.failed, step.recorded.filtered
+    scored = len(step.groups) + len(filtered)
     report = {
-        "rollout/prompts": Metric(len(step.groups) + len(step.failed), reduction="sum"),
-        "rollout/failed_groups": Metric(len(step.failed), reduction="sum"),
+        "rollout/prompts": Metric(len(step.groups) + len(failed), reduction="sum"),
+        "rollout/consumed": Metric(scored + len(failed), reduction="sum"),
+        "rollout/failed_groups": Metric(len(failed), reduction="sum"),
+        "rollout/filtered_groups": Metric(len(filtered), reduction="sum"),
     }
-    reasons = Counter(group.failure.reason for group in step.failed)
+    if scored:
+        report["rollout/passed"] = Metric(len(step.groups), scored)
+    reasons = Counter(group.failure.reason for group in failed)
     report |= {f"rollout/failed/{reason}": Metric(count, reduction="sum") for reason, count in reasons.items()}
     if not step.groups:
         return report
@@ -57,6 +67,39 @@ def _reward_figures(groups: Sequence[RolloutGroup]) -> dict[str, Metric]:
         "group/std": mean_metric(spreads),
         "group/zero_std": mean_metric([float(spread == 0.0) for spread in spreads]),
     }
+
+
+def experience_report(
+    groups: Sequence[RolloutGroup], experience: Experience, signals: Signals, settings: RLSettings
+) -> dict[str, Metric]:
+    """What is learned from: penalised rewards, advantages, returns, and the KL that the reward was charged for."""
+    action_BA, columns = experience.batch.action_BA, experience.columns
+    tokens = float(action_BA.sum())
+    advantage_N = columns["advantages"][action_BA].double()
+    report = {
+        "advantage": Metric(float(advantage_N.sum()), tokens),
+        "advantage/std": Metric(float(advantage_N.std(correction=0)) * tokens if tokens else 0.0, tokens),
+        "return": token_mean(columns["returns"], action_BA),
+    }
+    if settings.length_penalties is not None:
+        report["reward/penalised"] = mean_metric(penalised_scores(groups, settings).tolist())
+    if settings.kl_coef > 0.0:
+        report["policy/kl_coef"] = Metric(settings.kl_coef, reduction="last")
+    kl_BA = reward_kl(signals, settings)
+    if kl_BA is not None:
+        report["policy/kl"] = token_mean(kl_BA, action_BA)
+    return report
+
+
+def critic_report(report: Report) -> dict[str, Metric]:
+    """The critic's figures under its name; of the squares that explained variance is made of, only that is told."""
+    figures = {name: metric for name, metric in report.items() if name not in ("return_square", "error_square")}
+    if {"return", "return_square", "error_square"} <= report.keys():
+        error, tokens = report["error_square"].value, report["error_square"].weight
+        variance = report["return_square"].value - report["return"].value ** 2
+        if variance > 1e-8:
+            figures["explained_variance"] = Metric((1.0 - error / variance) * tokens, tokens)
+    return under("critic", figures)
 
 
 def token_mean(values_BA: Tensor, action_BA: Tensor) -> Metric:

@@ -79,9 +79,10 @@ def train_supervised(
         journal.end_step(
             step,
             merge_reports([report, figures]),
+            last=step == settings.total_steps(len(examples)),
             tokens={"update": tokens},
             write=lambda folder: model.save(folder / "model"),
-            state={"position": position},
+            state=lambda: {"position": position},
         )
     return step
 

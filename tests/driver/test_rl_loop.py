@@ -75,7 +75,6 @@ class Job:
 
         journal = Journal(
             self.cadence,
-            source.total_steps,
             tracker=self.tracker,
             line=self.line,
             store=self.store,
@@ -268,7 +267,7 @@ def test_a_step_without_any_scored_group_updates_nothing_and_says_so(tmp_path: P
     assert job.metric("rollout/failed_groups") == [4.0, 4.0]
     assert job.metric("reward") == []
     assert len(job.line.notes) == 2
-    assert "step 1: no group could be scored" in job.line.notes[0]
+    assert "step 1: no group is left" in job.line.notes[0]
 
 
 def test_an_error_of_the_reward_ends_the_run_and_leaves_the_checkpoints(tmp_path: Path) -> None:
@@ -359,7 +358,7 @@ def test_logging_every_n_steps_loses_no_step(tmp_path: Path) -> None:
 
 def test_recorded_rollouts_train_as_the_fresh_ones_did(tmp_path: Path) -> None:
     from openrlhf_ext.batch.pad import token_batch
-    from openrlhf_ext.trainers.rl import estimate, infer, split
+    from openrlhf_ext.trainers.experience import estimate, infer, split
 
     job = Job(tmp_path, prompts=4, episodes=1, settings=replace(SETTINGS, batch_size=8, epochs=2))
     job.run()
@@ -368,5 +367,5 @@ def test_recorded_rollouts_train_as_the_fresh_ones_did(tmp_path: Path) -> None:
     batch = token_batch([member.rollout for group in groups for member in group.members], PAD)
     roles = RLRoles(BigramGenerator([]), CountingReward([]), policy)
     experience = estimate(groups, batch, infer(batch, job.settings, roles), job.settings)
-    policy.update(split(experience, job.settings, policy.ranks, step=1), job.settings.objective)
+    policy.update(split(experience, job.settings, roles, step=1).policy, job.settings.objective)
     assert bool((policy.engine.table == job.policy.engine.table).all())

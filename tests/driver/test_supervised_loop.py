@@ -72,7 +72,6 @@ class Job:
         examples = [example(number) for number in range(self.examples)]
         journal = Journal(
             self.cadence,
-            self.settings.total_steps(self.examples),
             tracker=self.tracker,
             line=SilentLine(),
             store=self.store,

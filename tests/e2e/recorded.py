@@ -16,8 +16,9 @@ from openrlhf_ext.engine.spec import EngineSpec
 from openrlhf_ext.models.spec import ModelSpec
 from openrlhf_ext.ops.advantage import AdvantageSettings
 from openrlhf_ext.track.rollouts import read_rollouts, rollout_path
+from openrlhf_ext.trainers.experience import estimate
 from openrlhf_ext.trainers.objectives import PolicyObjective
-from openrlhf_ext.trainers.rl import RLSettings, estimate
+from openrlhf_ext.trainers.settings import RLSettings
 from openrlhf_ext.trainers.shards import run_steps
 from openrlhf_ext.types import Sampling
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openrlhf_ext.errors import DataError
-from openrlhf_ext.track.rollouts import read_rollouts, write_rollouts
+from openrlhf_ext.track.rollouts import RecordedStep, read_rollouts, read_step, write_rollouts
 from openrlhf_ext.types import FailedGroup, Prompt, Rollout, RolloutGroup, Score, ScoredRollout, ScoreFailure
 
 finite32 = st.floats(-50.0, 0.0, width=32)
@@ -45,11 +45,29 @@ def groups(draw: st.DrawFn) -> RolloutGroup:
     return RolloutGroup(prompt, tuple(members))
 
 
-@settings(max_examples=20, deadline=None)
-@given(written=st.lists(groups(), min_size=1, max_size=3, unique_by=lambda group: group.prompt.id))
-def test_groups_come_back_as_they_were(tmp_path_factory: pytest.TempPathFactory, written: list[RolloutGroup]) -> None:
-    path = write_rollouts(tmp_path_factory.mktemp("rollouts"), step=3, epoch=1, groups=written)
-    assert read_rollouts(path) == written
+@st.composite
+def recorded_steps(draw: st.DrawFn) -> RecordedStep:
+    """Groups of which some could not be scored and some were filtered out."""
+    drawn = draw(st.lists(groups(), min_size=1, max_size=6, unique_by=lambda group: group.prompt.id))
+    fates = draw(st.lists(st.sampled_from("kfx"), min_size=len(drawn), max_size=len(drawn)))
+    of = {fate: tuple(g for g, its in zip(drawn, fates, strict=True) if its == fate) for fate in "kfx"}
+    failure = ScoreFailure("exception", draw(st.text(max_size=8)))
+    failed = tuple(FailedGroup(g.prompt, tuple(m.rollout for m in g.members), failure) for g in of["x"])
+    return RecordedStep(draw(st.integers(0, 3)), of["k"], failed, of["f"])
+
+
+@settings(max_examples=30, deadline=None)
+@given(written=recorded_steps())
+def test_a_step_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, written: RecordedStep) -> None:
+    path = write_rollouts(tmp_path_factory.mktemp("rollouts"), 3, written)
+    assert read_step(path) == written
+    assert read_rollouts(path) == list(written.groups)
+
+
+def test_prompts_that_are_given_are_used_as_they_are(tmp_path: Path) -> None:
+    path = write_rollouts(tmp_path, 1, RecordedStep(0, (simple(label=(1, 2)),)))
+    assert read_step(path).groups[0].prompt.label == [1, 2]
+    assert read_step(path, {"p": simple(label=(1, 2)).prompt}).groups == (simple(label=(1, 2)),)
 
 
 def simple(prompt_id: str = "p", label: object = None) -> RolloutGroup:
@@ -62,7 +80,7 @@ def simple(prompt_id: str = "p", label: object = None) -> RolloutGroup:
 def test_failed_rollouts_are_kept_with_the_reason_but_are_not_training_data(tmp_path: Path) -> None:
     lost = simple("lost")
     failed = FailedGroup(lost.prompt, (lost.members[0].rollout,), ScoreFailure("timeout", "30 s"))
-    path = write_rollouts(tmp_path, 1, 0, [simple("kept")], [failed])
+    path = write_rollouts(tmp_path, 1, RecordedStep(0, (simple("kept"),), (failed,)))
     table = pq.read_table(path).to_pylist()
     assert [(row["prompt_id"], row["reward"], row["failure"]) for row in table] == [
         ("kept", 1.0, None),
@@ -72,7 +90,7 @@ def test_failed_rollouts_are_kept_with_the_reason_but_are_not_training_data(tmp_
 
 
 def test_a_table_reader_sees_plain_columns(tmp_path: Path) -> None:
-    (row,) = pq.read_table(write_rollouts(tmp_path, 12, 2, [simple(label={"answer": 4})])).to_pylist()
+    (row,) = pq.read_table(write_rollouts(tmp_path, 12, RecordedStep(2, (simple(label={"answer": 4}),)))).to_pylist()
     assert (row["step"], row["epoch"], row["prompt"], row["response"]) == (12, 2, "ask", "answer")
     assert row["label"] == '{"answer": 4}'
     assert dict(row["parts"]) == {"right": 1.0}
@@ -80,13 +98,13 @@ def test_a_table_reader_sees_plain_columns(tmp_path: Path) -> None:
 
 
 def test_the_same_step_again_replaces_the_file(tmp_path: Path) -> None:
-    write_rollouts(tmp_path, 1, 0, [simple("a"), simple("b")])
-    assert read_rollouts(write_rollouts(tmp_path, 1, 0, [simple("c")])) == [simple("c")]
+    write_rollouts(tmp_path, 1, RecordedStep(0, (simple("a"), simple("b"))))
+    assert read_rollouts(write_rollouts(tmp_path, 1, RecordedStep(0, (simple("c"),)))) == [simple("c")]
 
 
 def test_bad_input_is_answered_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="label of prompt p is not a JSON value"):
-        write_rollouts(tmp_path, 1, 0, [simple(label={1, 2})])
+        write_rollouts(tmp_path, 1, RecordedStep(0, (simple(label={1, 2}),)))
     with pytest.raises(DataError, match="cannot be read as rollouts"):
         read_rollouts(tmp_path / "absent.parquet")
     (tmp_path / "text.parquet").write_text("hello")

@@ -30,11 +30,14 @@ def run(
     latest = store.latest() if steps.start > 1 else None
     tracker = JsonlTracker(folder / "metrics.jsonl", latest.step if latest else None)
     line = StepProgress(6, {})
-    journal = Journal(cadence, 6, tracker=tracker, line=line, store=store, evaluate=evaluate)
+    journal = Journal(cadence, tracker=tracker, line=line, store=store, evaluate=evaluate)
     journal.begin(steps.start - 1, latest.state if latest else None)
     for step in steps:
         report = {"reward": Metric(float(step))}
-        journal.end_step(step, report, tokens={}, write=lambda folder: None, state={"position": step})
+        state = {"position": step}
+        journal.end_step(
+            step, report, last=step == 6, tokens={}, write=lambda folder: None, state=lambda state=state: state
+        )
     tracker.close()
     return store
 

@@ -1,0 +1,99 @@
+"""INFER, ESTIMATE, SPLIT: from a step's scored groups to the optimizer steps of each role."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from openrlhf_ext.batch.split import train_steps
+from openrlhf_ext.batch.types import Experience, OptimizerStep, Signals, TokenBatch
+from openrlhf_ext.ops.advantage import advantages
+from openrlhf_ext.ops.kl import approximate_kl
+from openrlhf_ext.ops.length_penalty import penalised
+from openrlhf_ext.trainers.settings import RLRoles, RLSettings
+from openrlhf_ext.types import RolloutGroup, derive_seed
+
+CRITIC_COLUMNS = {"values", "returns"}
+"""What the critic's objective reads; the policy's reads the others."""
+
+
+class Updates(NamedTuple):
+    """The optimizer steps of a rollout step, over the same rows for both; () for a role that does not learn in it."""
+
+    policy: Sequence[OptimizerStep] = ()
+    critic: Sequence[OptimizerStep] = ()
+
+
+def infer(batch: TokenBatch, settings: RLSettings, roles: RLRoles) -> Signals:
+    """Ask the models what the update needs to know, and nothing else.
+
+    The policy's own log-probs before the update are needed if the policy moves away from them (several optimizer
+    steps) or the KL is in the reward. Otherwise the update's own forward gives them for nothing, whatever policy
+    the rollouts were sampled from: how far that one is away is known from the sampler's log-probs.
+    """
+    needs_old = settings.optimizer_steps(batch.rows) > 1 or settings.kl_in_reward
+    temperature = settings.sampling.temperature
+    return Signals(
+        old_logp_BA=roles.policy.logprobs(batch, temperature) if needs_old else None,
+        ref_logp_BA=roles.reference.logprobs(batch, temperature) if roles.reference else None,
+        values_BA=roles.critic.values(batch) if roles.critic else None,
+    )
+
+
+def estimate(groups: Sequence[RolloutGroup], batch: TokenBatch, signals: Signals, settings: RLSettings) -> Experience:
+    """Scores and signals to advantages, with the columns that the objectives read."""
+    scores_B = penalised_scores(groups, settings)
+    group_B = torch.tensor([index for index, group in enumerate(groups) for _ in group.members])
+    kl_BA = reward_kl(signals, settings)
+    advantages_BA, returns_BA = advantages(
+        scores_B, group_B, batch.action_BA, kl_BA, settings.advantage, signals.values_BA
+    )
+    columns = {"advantages": advantages_BA, "returns": returns_BA, "sampler_logp": batch.sampler_logp_BA}
+    if signals.old_logp_BA is not None:
+        columns["old_logp"] = signals.old_logp_BA
+    if signals.ref_logp_BA is not None and not settings.kl_in_reward:
+        columns["ref_logp"] = signals.ref_logp_BA
+    if signals.values_BA is not None:
+        columns["values"] = signals.values_BA
+    return Experience(batch, columns)
+
+
+def penalised_scores(groups: Sequence[RolloutGroup], settings: RLSettings) -> Tensor:
+    """(B,) the rewards, less what the answers' lengths cost."""
+    members = [member for group in groups for member in group.members]
+    scores_B = torch.tensor([member.score.value for member in members])
+    if settings.length_penalties is None:
+        return scores_B
+    lengths_B = torch.tensor([member.rollout.response_length for member in members])
+    truncated_B = torch.tensor([member.rollout.finish_reason == "length" for member in members])
+    return penalised(scores_B, lengths_B, truncated_B, settings.length_penalties)
+
+
+def reward_kl(signals: Signals, settings: RLSettings) -> Tensor | None:
+    """(B, A) the KL that the reward is charged for; None where it is not."""
+    if not settings.kl_in_reward:
+        return None
+    assert signals.old_logp_BA is not None and signals.ref_logp_BA is not None, "a KL needs policy and reference"
+    return approximate_kl(signals.old_logp_BA, signals.ref_logp_BA, settings.kl_estimator)
+
+
+def split(experience: Experience, settings: RLSettings, roles: RLRoles, step: int) -> Updates:
+    """The optimizer steps of this rollout step; their order is drawn from (run seed, step)."""
+    columns = experience.columns
+    of_critic = {name: column for name, column in columns.items() if name in CRITIC_COLUMNS}
+    of_policy = {name: column for name, column in columns.items() if name not in CRITIC_COLUMNS}
+
+    def steps(columns: dict[str, Tensor], ranks: int) -> list[OptimizerStep]:
+        by_rank = replace(settings.split, ranks=ranks)
+        seed = derive_seed(settings.seed, "split", step)
+        part = Experience(experience.batch, columns)
+        return train_steps(part, by_rank, batch_size=settings.batch_size, epochs=settings.epochs, seed=seed)
+
+    return Updates(
+        policy=steps(of_policy, roles.policy.ranks) if step > settings.freezing_steps else (),
+        critic=steps(of_critic, roles.critic.ranks) if roles.critic else (),
+    )
