@@ -9,7 +9,7 @@ from typing import Any, Literal
 import ray
 
 from openrlhf_ext.batch.partition import SplitSettings
-from openrlhf_ext.cluster.generator import RemoteGenerator
+from openrlhf_ext.cluster.generator import RemoteGenerator, engine_actor
 from openrlhf_ext.cluster.phases import Part, Phases, Sleeper
 from openrlhf_ext.cluster.placement import Demand, Slot, reserve
 from openrlhf_ext.cluster.roles import CheckpointContent, RemotePolicy, RemoteReference
@@ -20,7 +20,7 @@ from openrlhf_ext.device import Device
 from openrlhf_ext.engine.spec import EngineSpec
 from openrlhf_ext.models.spec import ModelSpec
 from openrlhf_ext.rollout.transfer import choose_transport
-from openrlhf_ext.rollout.vllm_engine import EngineSettings, VllmEngine, engine_environment
+from openrlhf_ext.rollout.vllm_engine import EngineSettings, engine_environment
 
 Sharing = Literal["none", "actor_ref", "all"]
 SLOTS: dict[Part, str] = {"policy": "actor", "reference": "ref"}
@@ -109,7 +109,7 @@ def build_roles(spec: RolesSpec) -> RemoteRoles:
     if spec.device.can("sleep"):
         sleepers |= {name: _group_sleeper(name, groups[name]) for name, role in roles.items() if role.sleeps}
     phases = Phases(sleepers, asleep=["engines"] if takes_turns else [])
-    generator = RemoteGenerator(engines, phases)
+    generator = RemoteGenerator(engines, phases, spec.engines.settings.partial)
     links = EngineLinks(
         engines=engines,
         transport=spec.engines.settings.transport,
@@ -130,7 +130,7 @@ def _start_engines(spec: RolesSpec, slots: Sequence[Slot]) -> tuple[list[Any], l
     environment = worker_environment(spec.device, spec.engines.threads) | engine_environment(
         spec.device, spec.engines.threads
     )
-    actor = ray.remote(VllmEngine)
+    actor = engine_actor(spec.engines.settings.partial)
     engines: list[Any] = [
         actor.options(**slot.options, runtime_env={"env_vars": environment}).remote(spec.engines.settings, spec.device)
         for slot in slots

@@ -7,21 +7,35 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
+import ray
+
 from openrlhf_ext.cluster.phases import Phases
 from openrlhf_ext.cluster.waits import gather, tell_progress
-from openrlhf_ext.rollout.vllm_engine import GenerateRequest
+from openrlhf_ext.rollout.vllm_engine import GenerateRequest, VllmEngine
 from openrlhf_ext.types import Prompt, Rollout, Sampling
+
+SAMPLING = "sampling"
+
+
+def engine_actor(partial: bool) -> Any:
+    """The Ray class of an engine. With `partial`, generations run in a thread of their own, one at a time, and
+    updates of the weights overtake them; without, an update waits in the actor's queue.
+    """
+    options: dict[str, Any] = {"concurrency_groups": {SAMPLING: 1}}
+    return ray.remote(**options)(VllmEngine) if partial else ray.remote(VllmEngine)
 
 
 class RemoteGenerator:
-    """`Generator` over one or more engines (Ray handles of VllmEngine).
+    """`Generator` over one or more engines (Ray handles of VllmEngine; `partial` as they were made).
 
-    A prompt's samples go to one engine, which computes the prompt once.
+    A prompt's samples go to one engine, which computes the prompt once. `generate` may run in a thread
+    beside the one that publishes, where nobody has to sleep for the engines: `phases` then does nothing.
     """
 
-    def __init__(self, engines: Sequence[Any], phases: Phases) -> None:
+    def __init__(self, engines: Sequence[Any], phases: Phases, partial: bool = False) -> None:
         self.engines = tuple(engines)
         self._phases = phases
+        self._thread = SAMPLING if partial else None
         self.version = 0
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
@@ -30,7 +44,7 @@ class RemoteGenerator:
         bare = [replace(prompt, label=None, meta={}) for prompt in prompts]
         parts = [bare[start :: len(self.engines)] for start in range(len(self.engines))]
         calls = [
-            engine.generate.remote(
+            engine.generate.options(concurrency_group=self._thread).remote(
                 [GenerateRequest(p, sample, sampling) for p in part for sample in range(sampling.n)], tell_progress
             )
             for engine, part in zip(self.engines, parts, strict=True)

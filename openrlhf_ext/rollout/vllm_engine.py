@@ -1,4 +1,4 @@
-"""A vLLM engine in this process: requests in, rollouts out, new weights between two calls.
+"""A vLLM engine in this process: requests in, rollouts out, new weights between two steps.
 
 vLLM is imported when an engine is made, not before: its settings are environment variables that
 must stand first (`engine_environment`), and processes that only describe an engine stay light.
@@ -7,21 +7,20 @@ must stand first (`engine_environment`), and processes that only describe an eng
 from __future__ import annotations
 
 import copy
-import ctypes
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from openrlhf_ext.device import Device
-from openrlhf_ext.errors import ConfigError, DataError, ResourceError
-from openrlhf_ext.rollout.transfer import Bucket, Rendezvous, Transport
+from openrlhf_ext.errors import ConfigError, DataError
+from openrlhf_ext.rollout.engine_start import EngineSettings, start_engine
+from openrlhf_ext.rollout.transfer import Bucket, Rendezvous
+from openrlhf_ext.rollout.turns import Turns
 from openrlhf_ext.types import FinishReason, Prompt, Rollout, RolloutKey, Sampling, derive_seed
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
-    from vllm.engine.arg_utils import EngineArgs
 
 Progress = Callable[[int, int], None]
 """Called with (rollouts done, rollouts asked for), every PROGRESS_SECONDS and at the end."""
@@ -29,26 +28,6 @@ Progress = Callable[[int, int], None]
 PROGRESS_SECONDS = 10.0
 ALL_MEMORY = frozenset({"weights", "kv_cache"})
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}  # vLLM has further ways to give up
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """What an engine is made of. Sizes in tokens and GiB; `None` leaves the choice to vLLM."""
-
-    model: str  # a Hugging Face folder or hub name, with its tokenizer
-    transport: Transport
-    max_model_len: int  # prompt and response together
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    seed: int = 0
-    max_num_seqs: int = 256  # requests in one engine step
-    enable_prefix_caching: bool = True
-    # GPU only
-    tensor_parallel_size: int = 1
-    gpu_memory_utilization: float = 0.9
-    enforce_eager: bool = False
-    enable_sleep: bool = False
-    # CPU only
-    kv_cache_gb: float = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +61,24 @@ def engine_environment(device: Device, threads: int = 1) -> dict[str, str]:
     return shared | {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": str(threads), "VLLM_LOGGING_LEVEL": "ERROR"}
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What vLLM made of a request, and the versions of the weights that sampled its first and its last token."""
+
+    output: RequestOutput
+    versions: tuple[int, int]
+
+
 class VllmEngine:
-    """One engine with its own step loop; not thread-safe, one call at a time.
+    """One engine with its own step loop; one call at a time.
 
     Every request has a seed of its own, so its tokens are the same alone, in a subset or in the
     whole batch, and however many engines there are.
+
+    With `settings.partial` there may be two calls at a time, of two threads: one samples, the other
+    brings new weights (`begin_update` to `end_update`). Sampling stops for as long as that takes,
+    and answers that are under way go on with the new weights: what they have keeps its tokens and
+    log-probs, and its keys and values are computed anew.
 
     Raises ResourceError where the machine cannot run it, DataError where the model cannot be used.
     """
@@ -96,13 +88,15 @@ class VllmEngine:
         self._can_sleep = settings.enable_sleep and device.can("sleep")
         self._asleep: frozenset[str] = frozenset()
         self._version = 0
-        self._updating = False
-        self._engine = _start(settings, device, self._can_sleep)
+        self._turns = Turns()
+        self._begun: dict[str, int] = {}  # requests that an update met under way: the version of their first token
+        assert not (settings.partial and self._can_sleep), "an engine that samples while others train never sleeps"
+        self._engine = start_engine(settings, device, self._can_sleep)
         self._tokenizer = self._engine.get_tokenizer()
 
     @property
     def version(self) -> int:
-        """The weight version that the next tokens are sampled with."""
+        """The weight version that the next tokens are sampled with; any thread may read it."""
         return self._version
 
     # --- sampling ---------------------------------------------------------------------------
@@ -121,13 +115,11 @@ class VllmEngine:
         assert len({request.key for request in requests}) == len(requests), "one sample, one request"
         base = {sampling: _sampling_params(sampling) for sampling in {r.sampling for r in requests}}
         params = [self._params_of(request, base[request.sampling]) for request in requests]
-        outputs = self._run([r.prompt.token_ids for r in requests], params, progress)
+        answers = self._run([r.prompt.token_ids for r in requests], params, progress)
         texts = self._tokenizer.batch_decode(
-            [output.outputs[0].token_ids for output in outputs], skip_special_tokens=True
+            [answer.output.outputs[0].token_ids for answer in answers], skip_special_tokens=True
         )
-        return [
-            self._rollout(request, output, text) for request, output, text in zip(requests, outputs, texts, strict=True)
-        ]
+        return [_rollout(request, answer, text) for request, answer, text in zip(requests, answers, texts, strict=True)]
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probs of given tokens at temperature 1: T - 1 values for T tokens, value t is of token t + 1.
@@ -138,8 +130,8 @@ class VllmEngine:
 
         # Prefix caching is off for these requests by itself: cached tokens have no logits.
         params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False)
-        outputs = self._run(sequences, [params] * len(sequences), None)
-        return [_given_logprobs(tokens, output) for tokens, output in zip(sequences, outputs, strict=True)]
+        answers = self._run(sequences, [params] * len(sequences), None)
+        return [_given_logprobs(tokens, answer.output) for tokens, answer in zip(sequences, answers, strict=True)]
 
     def _params_of(self, request: GenerateRequest, base: SamplingParams) -> SamplingParams:
         prompt, sampling = request.prompt, request.sampling
@@ -156,42 +148,35 @@ class VllmEngine:
 
     def _run(
         self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams], progress: Progress | None
-    ) -> list[RequestOutput]:
+    ) -> list[_Answer]:
         """Step until all are finished. All are added before the first step, so batches form the same way every time."""
-        assert not self._updating and not self._asleep, "weights that are being replaced or asleep sample nothing"
-        finished: dict[str, RequestOutput] = {}
+        assert not self._asleep, "an engine that is asleep samples nothing"
+        assert self.settings.partial or not self._turns.updating, "weights that are being replaced sample nothing"
+        self._begun.clear()
+        finished: dict[str, _Answer] = {}
         told = time.monotonic()
         try:
-            for index, (tokens, request) in enumerate(zip(prompts, params, strict=True)):
-                self._engine.add_request(str(index), {"prompt_token_ids": list(tokens)}, request)
-            while self._engine.has_unfinished_requests():
-                finished.update((o.request_id, o) for o in self._engine.step() if o.finished)
+            with self._turns.step():
+                for index, (tokens, request) in enumerate(zip(prompts, params, strict=True)):
+                    self._engine.add_request(str(index), {"prompt_token_ids": list(tokens)}, request)
+            while len(finished) < len(prompts):
+                with self._turns.step():
+                    finished.update((o.request_id, self._answer(o)) for o in self._engine.step() if o.finished)
                 if progress and time.monotonic() - told >= PROGRESS_SECONDS:
                     progress(len(finished), len(prompts))
                     told = time.monotonic()
-        finally:
-            # After an error the next call must not meet this one's requests.
-            if left := [str(i) for i in range(len(prompts)) if str(i) not in finished]:
-                self._engine.abort_request(left)
+        except BaseException:
+            # The next call must not meet this one's requests.
+            with self._turns.step():
+                self._engine.abort_request([str(i) for i in range(len(prompts)) if str(i) not in finished])
+            raise
         if progress:
             progress(len(prompts), len(prompts))
         return [finished[str(index)] for index in range(len(prompts))]
 
-    def _rollout(self, request: GenerateRequest, output: RequestOutput, text: str) -> Rollout:
-        answer: Any = output.outputs[0]
-        prompt, response = request.prompt.token_ids, tuple(answer.token_ids)
-        logprobs = tuple(answer.logprobs.logprobs)
-        assert len(logprobs) == len(response), "one log-prob for each sampled token"
-        return Rollout(
-            prompt_id=request.prompt.id,
-            sample=request.sample,
-            token_ids=prompt + response,
-            action_mask=(False,) * len(prompt) + (True,) * len(response),
-            logprobs=(0.0,) * len(prompt) + logprobs,
-            text=text,
-            finish_reason=FINISH_REASONS.get(answer.finish_reason, "abort"),
-            versions=(self._version, self._version),
-        )
+    def _answer(self, output: RequestOutput) -> _Answer:
+        """An output whose last token was sampled just now."""
+        return _Answer(output, (self._begun.get(output.request_id, self._version), self._version))
 
     # --- weights ----------------------------------------------------------------------------
 
@@ -200,22 +185,32 @@ class VllmEngine:
         self._call_workers("init_weight_transfer_engine", init_info={"rendezvous": rendezvous})
 
     def begin_update(self) -> None:
-        """Start replacing all weights; no sampling until `end_update`."""
-        assert not self._updating and "weights" not in self._asleep, "one update at a time, of weights that are awake"
-        self._updating = True
-        self._call_workers("start_weight_update")
+        """Start replacing all weights: no sampling until `end_update`. A step that is under way is waited for.
+
+        Raises RuntimeError, as sampling does, once an update has failed: the weights are then no version's.
+        """
+        assert "weights" not in self._asleep, "one updates weights that are awake"
+        self._turns.begin_update()
+        with self._turns.part_of_update():
+            self._call_workers("start_weight_update")
 
     def load_bucket(self, bucket: Bucket) -> None:
         """Load the tensors of one bucket, named as in the Hugging Face folder."""
-        assert self._updating, "begin_update comes first"
-        self._call_workers("update_weights", update_info={"bucket": bucket})
+        with self._turns.part_of_update():
+            self._call_workers("update_weights", update_info={"bucket": bucket})
 
     def end_update(self, version: int) -> None:
         """The weights are complete: sample with them from now on, and forget what was computed with the old ones."""
-        assert self._updating, "begin_update comes first"
-        self._call_workers("finish_weight_update")
-        assert self._engine.reset_prefix_cache(), "keys and values of the old weights are still in use"
-        self._updating, self._version = False, version
+        with self._turns.part_of_update():
+            self._call_workers("finish_weight_update")
+            for state in self._engine.output_processor.request_states.values():
+                if state.detokenizer.num_output_tokens():
+                    self._begun.setdefault(state.external_req_id, self._version)
+            # Requests under way keep their tokens and wait to have keys and values computed for all of them.
+            assert self._engine.reset_prefix_cache(reset_running_requests=True), "the old weights' keys are in use"
+            assert version >= self._version, "versions grow"
+            self._version = version
+        self._turns.end_update()
 
     def _call_workers(self, method: str, **kwargs: Any) -> None:
         self._engine.collective_rpc(method, kwargs=kwargs)
@@ -247,78 +242,6 @@ class VllmEngine:
         cleanup_dist_env_and_memory()
 
 
-def _start(settings: EngineSettings, device: Device, sleep: bool) -> Any:
-    if device.kind == "cpu":
-        _need_libnuma()
-    if settings.model.startswith((".", "/")) and not (Path(settings.model) / "config.json").is_file():
-        raise DataError(f"{settings.model} holds no config.json: give a folder written by save_pretrained.")
-    from vllm.v1.engine.llm_engine import LLMEngine
-
-    try:
-        return LLMEngine.from_engine_args(_engine_args(settings, device, sleep))
-    except ValueError as error:
-        # vLLM's only type for "does not fit"; other ValueErrors are about the model and speak for themselves.
-        if "memory" not in str(error).lower():
-            raise
-        remedy = "vllm.kv_cache_gb" if device.kind == "cpu" else "vllm.gpu_memory_utilization"
-        reason = str(error).partition(". ")[0]
-        raise ResourceError(
-            f"The engine cannot serve sequences of {settings.max_model_len} tokens with {settings.model}: "
-            f"change --{remedy} or shorten the lengths ({reason})."
-        ) from error
-
-
-def _engine_args(settings: EngineSettings, device: Device, sleep: bool) -> EngineArgs:
-    from vllm.config.weight_transfer import WeightTransferConfig
-    from vllm.engine.arg_utils import EngineArgs
-
-    from openrlhf_ext.rollout.receiver import PREFIX, WorkerExtension
-
-    of_device: Mapping[str, Any]
-    if device.kind == "cpu":
-        of_device = {
-            "enforce_eager": True,
-            # vLLM's default is most of the machine's memory.
-            "kv_cache_memory_bytes": int(settings.kv_cache_gb * 2**30),
-            # A seeded request whose prompt is computed in parts crashes on a CPU (it rewinds its
-            # generator, which a CPU generator cannot): every prompt is computed at once.
-            "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(settings.max_model_len, 8192),
-        }
-    else:
-        of_device = {
-            "tensor_parallel_size": settings.tensor_parallel_size,
-            "gpu_memory_utilization": settings.gpu_memory_utilization,
-            "enforce_eager": settings.enforce_eager,
-            "enable_sleep_mode": sleep,
-        }
-    return EngineArgs(
-        model=settings.model,
-        dtype=settings.dtype,
-        seed=settings.seed,
-        max_model_len=settings.max_model_len,
-        max_num_seqs=settings.max_num_seqs,
-        trust_remote_code=False,
-        enable_prefix_caching=settings.enable_prefix_caching,
-        logprobs_mode="processed_logprobs",
-        distributed_executor_backend="uni" if settings.tensor_parallel_size == 1 else "mp",
-        worker_extension_cls=f"{WorkerExtension.__module__}.{WorkerExtension.__qualname__}",
-        weight_transfer_config=WeightTransferConfig(backend=PREFIX + settings.transport),
-        disable_log_stats=True,
-        use_tqdm_on_load=False,
-        **of_device,
-    )
-
-
-def _need_libnuma() -> None:
-    try:
-        ctypes.CDLL("libnuma.so.1")
-    except OSError as error:
-        raise ResourceError(
-            "vLLM on a CPU needs libnuma, which this machine lacks: install libnuma1 (apt-get install libnuma1)."
-        ) from error
-
-
 def _sampling_params(sampling: Sampling) -> SamplingParams:
     from vllm import SamplingParams
     from vllm.exceptions import VLLMValidationError
@@ -339,6 +262,23 @@ def _sampling_params(sampling: Sampling) -> SamplingParams:
         )
     except (ValueError, VLLMValidationError) as error:
         raise ConfigError(f"vLLM refuses these sampling options: {error}") from error
+
+
+def _rollout(request: GenerateRequest, answer: _Answer, text: str) -> Rollout:
+    sampled: Any = answer.output.outputs[0]
+    prompt, response = request.prompt.token_ids, tuple(sampled.token_ids)
+    logprobs = tuple(sampled.logprobs.logprobs)
+    assert len(logprobs) == len(response), "one log-prob for each sampled token"
+    return Rollout(
+        prompt_id=request.prompt.id,
+        sample=request.sample,
+        token_ids=prompt + response,
+        action_mask=(False,) * len(prompt) + (True,) * len(response),
+        logprobs=(0.0,) * len(prompt) + logprobs,
+        text=text,
+        finish_reason=FINISH_REASONS.get(sampled.finish_reason, "abort"),
+        versions=answer.versions,
+    )
 
 
 def _given_logprobs(tokens: Sequence[int], output: RequestOutput) -> list[float]:
