@@ -7,7 +7,7 @@ loss is multiplied by the world size: gradients then sum over micro-batches and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from openrlhf_ext.engine.spec import EngineSpec
 from openrlhf_ext.models.build import build_model
 from openrlhf_ext.models.export import SHARD_BYTES, named_weights, plan_buckets, write_model_folder
 from openrlhf_ext.models.load import load_config
+from openrlhf_ext.models.lora import adapters_off
 from openrlhf_ext.models.spec import ModelSpec
 from openrlhf_ext.ports import Objective
 from openrlhf_ext.types import Metric, Report
@@ -52,7 +53,7 @@ class DeepSpeedEngine:
         hidden_size = load_config(model_spec.path).get_text_config().hidden_size
         config = deepspeed_config(spec, self.world_size, hidden_size, ordered=device.ordered_collectives)
         with _sharded_loading(config, enabled=self.stage == 3):
-            self.model = build_model(model_spec)
+            self.model = build_model(model_spec, spec.seed, self._writable)
         if not spec.trainable:
             self.model.requires_grad_(False)
         self._runner = self._initialize(config)
@@ -85,9 +86,9 @@ class DeepSpeedEngine:
     @torch.no_grad()
     def forward(self, micro: MicroBatch, temperature: float = 1.0, *, adapters: bool = True) -> Tensor:
         """The model's answer without gradient, float32 on the CPU: (B, A) log-probs or values, or (B, 1) scores."""
-        assert adapters, "there are no adapters to leave out"
         self._runner.eval()
-        answer: Tensor = self._run(self._on_device(micro), temperature, entropy=False)[0]
+        with nullcontext() if adapters else adapters_off(self.model):
+            answer: Tensor = self._run(self._on_device(micro), temperature, entropy=False)[0]
         return answer.cpu()
 
     def forward_backward(self, micro: MicroBatch, objective: Objective, denominators: Denominators) -> Report:
@@ -125,21 +126,22 @@ class DeepSpeedEngine:
         return checkpoint.load(self._runner, folder, self.spec)
 
     def export_weights(self, bucket_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
-        """Full weights under their Hugging Face names, in buckets of about that size.
+        """Full weights under their Hugging Face names, adapters merged, in buckets of about that size.
 
         Collective: every rank iterates to the end and sees the full tensors, valid until the next bucket.
         """
         assert not self.asleep, "a sleeping model has no weights on its device"
         weights = list(named_weights(self.model.model))
-        for bucket in plan_buckets(self._weight_bytes(), bucket_bytes):
-            with self._gathered([parameter for _, parameter in weights[bucket]]):
-                yield [(name, parameter.detach()) for name, parameter in weights[bucket]]
+        for bucket in plan_buckets([weight.nbytes for weight in weights], bucket_bytes):
+            with self._gathered([part for weight in weights[bucket] for part in weight.parts]):
+                yield [(weight.name, weight.full()) for weight in weights[bucket]]
 
     def export(self, folder: Path) -> None:
         """Write a Hugging Face folder, one shard in memory at a time (rank 0 writes; collective)."""
         buckets = self.export_weights(SHARD_BYTES)
         if self.rank == 0:
-            shards = len(plan_buckets(self._weight_bytes(), SHARD_BYTES))
+            sizes = [weight.nbytes for weight in named_weights(self.model.model)]
+            shards = len(plan_buckets(sizes, SHARD_BYTES))
             write_model_folder(self.model.model, self.model_spec.path, folder, buckets, shards)
         else:
             for _ in buckets:
@@ -177,11 +179,9 @@ class DeepSpeedEngine:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
 
-    def _weight_bytes(self) -> list[int]:
-        return [
-            getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
-            for _, parameter in named_weights(self.model.model)
-        ]
+    def _writable(self, parameters: list[torch.nn.Parameter]) -> Any:
+        """While it lasts the parameters are whole; what rank 0 writes into them is then every rank's."""
+        return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0, enabled=self.stage == 3)
 
     def _gathered(self, parameters: list[torch.nn.Parameter]) -> Any:
         return deepspeed.zero.GatheredParameters(parameters, enabled=self.stage == 3)

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from openrlhf_ext.models.causal_lm import PolicyModel
+from openrlhf_ext.models.fresh import Writable
+from openrlhf_ext.models.lora import with_adapters
 from openrlhf_ext.models.spec import ModelSpec
+from openrlhf_ext.models.value_model import RewardModel, ValueModel
 
 
-def build_model(spec: ModelSpec) -> PolicyModel:
+def build_model(
+    spec: ModelSpec, seed: int = 0, writable: Writable = lambda _: nullcontext()
+) -> PolicyModel | ValueModel | RewardModel:
     """A module with the Hugging Face model as its attribute `model`; it is called with
     (tokens_BT, lengths_B, action_BA, temperature, entropy) and answers with a tuple whose first tensor is its answer.
 
+    Weights that are new are drawn from `seed`, while `writable` makes them whole where they are sharded.
     Raises DataError for a model that cannot be loaded.
     """
-    assert spec.kind == "causal_lm", "other kinds are built elsewhere"
-    return PolicyModel.load(spec)
+    model = _load(spec, seed, writable)
+    if spec.lora is not None:
+        with_adapters(model.model, spec.lora, seed, head=model.head)
+        model.head.requires_grad_(spec.kind != "causal_lm")  # a new head is not worth freezing
+    return model
+
+
+def _load(spec: ModelSpec, seed: int, writable: Writable) -> PolicyModel | ValueModel | RewardModel:
+    if spec.kind == "causal_lm":
+        return PolicyModel.load(spec)
+    if spec.kind == "reward":
+        return RewardModel.load(spec)
+    return ValueModel.load(spec, seed, writable)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 
 from openrlhf_ext.errors import DataError
+from openrlhf_ext.models.lora import adapted_layers, halves, is_adapter, merged
 
 SHARD_BYTES = 4 << 30
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -81,6 +83,35 @@ def _replace(partial: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def named_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """Parameters under their Hugging Face names, a tied one once (the embedding comes before the head)."""
-    yield from model.named_parameters(remove_duplicate=True)
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A weight under its Hugging Face name, and what it is computed from."""
+
+    name: str
+    parameter: nn.Parameter
+    layer: LoraLayer | None = None  # whose adapter adds to it
+
+    @property
+    def parts(self) -> list[nn.Parameter]:
+        """The parameters that must be whole, where they are sharded, before `full` is called."""
+        if self.layer is None:
+            return [self.parameter]
+        return [self.parameter, *halves(self.layer)]
+
+    @property
+    def nbytes(self) -> int:
+        """Of the full weight."""
+        return getattr(self.parameter, "ds_numel", self.parameter.numel()) * self.parameter.element_size()
+
+    def full(self) -> Tensor:
+        """The parameter itself, or a new tensor in which its adapter is merged."""
+        weight = self.parameter.detach()
+        return weight if self.layer is None else merged(weight, self.layer)
+
+
+def named_weights(model: PreTrainedModel) -> Iterator[Weight]:
+    """The weights of the model as if it had no adapters; a tied one once (the embedding comes before the head)."""
+    layers = {layer.get_base_layer().weight: layer for layer in adapted_layers(model)}
+    for name, parameter in model.named_parameters(remove_duplicate=True):
+        if not is_adapter(name):
+            yield Weight(name.replace(".base_layer.", "."), parameter, layers.get(parameter))

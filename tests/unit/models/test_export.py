@@ -41,7 +41,8 @@ def source(tmp_path):
 def export(source, folder, bucket_bytes):
     model = AutoModelForCausalLM.from_pretrained(source)
     weights = list(named_weights(model))
-    buckets = [weights[b] for b in plan_buckets([p.numel() * 4 for _, p in weights], bucket_bytes)]
+    plan = plan_buckets([weight.nbytes for weight in weights], bucket_bytes)
+    buckets = [[(weight.name, weight.full()) for weight in weights[bucket]] for bucket in plan]
     write_model_folder(model, str(source), folder, iter(buckets), len(buckets))
     return model, len(buckets)
 
@@ -60,7 +61,7 @@ def test_the_folder_is_the_model_with_its_tokenizer(source, tmp_path, bucket_byt
 
 
 def test_a_tied_weight_is_written_once_under_the_embedding(source):
-    names = [name for name, _ in named_weights(AutoModelForCausalLM.from_pretrained(source))]
+    names = [weight.name for weight in named_weights(AutoModelForCausalLM.from_pretrained(source))]
     assert "model.embed_tokens.weight" in names and "lm_head.weight" not in names
 
 
