@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 
 from openrlhf_ext.cli.specs import engine_spec, frozen_engine_spec, model_path, model_spec, split_settings, threads_for
-from openrlhf_ext.cluster.build import EngineRole, RolesSpec, Sharing, TrainedRole, transport_of
+from openrlhf_ext.cluster.build import EngineRole, Role, RolesSpec, TrainedRole
 from openrlhf_ext.cluster.roles import CheckpointContent
 from openrlhf_ext.cluster.session import RaySettings
 from openrlhf_ext.config import Parsed, RLConfig
 from openrlhf_ext.config.rules import accumulation
 from openrlhf_ext.device import Device
 from openrlhf_ext.errors import ConfigError
+from openrlhf_ext.rollout.transfer import choose_transport
 from openrlhf_ext.rollout.vllm_engine import EngineSettings
 
 logger = logging.getLogger(__name__)
@@ -27,8 +28,9 @@ def roles_spec(parsed: Parsed, device: Device, optimizer_steps: int) -> RolesSpe
             ranks to share with, or a batch that the ranks cannot share evenly.
     """
     cfg: RLConfig = parsed.config
-    sharing = _sharing(cfg)
-    if sharing == "all" and cfg.vllm.tensor_parallel_size > 1:
+    pools = pools_of(cfg)
+    engines_share = pools.get("vllm") is not None
+    if engines_share and cfg.vllm.tensor_parallel_size > 1:
         raise ConfigError(
             f"--vllm.tensor_parallel_size {cfg.vllm.tensor_parallel_size} with --train.colocate_all: an engine that "
             "shares GPUs with training takes one of them; leave out one of the two flags."
@@ -44,7 +46,7 @@ def roles_spec(parsed: Parsed, device: Device, optimizer_steps: int) -> RolesSpe
         explicit="ds.attn_implementation" in parsed.explicit,
     )
     actor_ranks = ranks_of(parsed, "actor", device)
-    if transport_of(device, sharing) == "ipc" and cfg.vllm.num_engines > actor_ranks:
+    if choose_transport(device, engines_share) == "ipc" and cfg.vllm.num_engines > actor_ranks:
         raise ConfigError(
             f"--vllm.num_engines {cfg.vllm.num_engines} with --train.colocate_all: an engine gets its weights from the "
             f"policy's rank on its GPU, and there are {actor_ranks}; give --vllm.num_engines {actor_ranks} or less."
@@ -63,12 +65,18 @@ def roles_spec(parsed: Parsed, device: Device, optimizer_steps: int) -> RolesSpe
         budget = cfg.rollout.max_tokens_per_gpu or cfg.train.max_tokens_per_gpu
     return RolesSpec(
         device=device,
-        policy=TrainedRole(actor_ranks, model, trained, threads_for(actor_ranks), sleeps=cfg.ds.enable_sleep),
+        policy=TrainedRole(
+            actor_ranks,
+            model,
+            trained,
+            threads_for(actor_ranks),
+            sleeps=cfg.ds.enable_sleep,
+            content=CheckpointContent(state=not cfg.ckpt.disable_ds, model=cfg.ckpt.save_hf),
+        ),
         reference=reference,
-        engines=_engines(cfg, device, sharing),
+        engines=_engines(cfg, device, engines_share),
         split=split_settings(cfg.rollout.micro_batch_size, budget, packed=cfg.ds.packing_samples),
-        sharing=sharing,
-        content=CheckpointContent(state=not cfg.ckpt.disable_ds, model=cfg.ckpt.save_hf),
+        pools=pools,
     )
 
 
@@ -87,7 +95,7 @@ def ray_settings(cfg: RLConfig, spec: RolesSpec) -> RaySettings:
 
 def ranks_of(parsed: Parsed, role: str, device: Device) -> int:
     """Ranks of the policy or the reference: as asked for, or what the default becomes on this device."""
-    if role == "ref" and _sharing(parsed.config) != "none":
+    if role == "ref" and "ref" in pools_of(parsed.config):
         role = "actor"  # the roles of a shared GPU have the same ranks
     section = getattr(parsed.config, role)
     path = f"{role}.num_gpus_per_node"
@@ -100,18 +108,29 @@ def ranks_of(parsed: Parsed, role: str, device: Device) -> int:
     return section.num_nodes * per_node
 
 
-def _sharing(cfg: RLConfig) -> Sharing:
-    if cfg.train.colocate_all:
-        return "all"
-    return "actor_ref" if cfg.train.colocate_actor_ref else "none"
+def pools_of(cfg: RLConfig) -> dict[Role, str]:
+    """Which roles share GPUs with which; a role that is not named has its own.
+
+    Engines that generate while others train have GPUs of their own, as in OpenRLHF 0.11.2.
+    """
+    train = cfg.train
+    if train.colocate_all:
+        shared: tuple[Role, ...] = ("actor", "ref", "critic", "reward")
+        return dict.fromkeys(shared if train.async_enable else (*shared, "vllm"), "all")
+    pools: dict[Role, str] = {}
+    if train.colocate_actor_ref:
+        pools |= {"actor": "actor_ref", "ref": "actor_ref"}
+    if train.colocate_critic_reward:
+        pools |= {"critic": "critic_reward", "reward": "critic_reward"}
+    return pools
 
 
-def _engines(cfg: RLConfig, device: Device, sharing: Sharing) -> EngineRole:
+def _engines(cfg: RLConfig, device: Device, share: bool) -> EngineRole:
     vllm = cfg.vllm
     assert cfg.actor.model_name_or_path is not None
     settings = EngineSettings(
         model=model_path(cfg.actor.model_name_or_path),
-        transport=transport_of(device, sharing),
+        transport=choose_transport(device, share),
         max_model_len=cfg.data.max_len,
         dtype=VLLM_DTYPES[cfg.ds.param_dtype],  # type: ignore[arg-type]
         seed=cfg.train.seed,

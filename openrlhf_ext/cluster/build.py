@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,29 +12,33 @@ from openrlhf_ext.batch.partition import SplitSettings
 from openrlhf_ext.cluster.generator import RemoteGenerator, engine_actor
 from openrlhf_ext.cluster.phases import Part, Phases, Sleeper
 from openrlhf_ext.cluster.placement import Demand, Slot, reserve
-from openrlhf_ext.cluster.roles import CheckpointContent, RemotePolicy, RemoteReference
+from openrlhf_ext.cluster.roles import CheckpointContent, RemoteCritic, RemotePolicy, RemoteReference, RemoteScorer
 from openrlhf_ext.cluster.train_worker import EngineLinks
 from openrlhf_ext.cluster.waits import gather
 from openrlhf_ext.cluster.worker_group import WorkerGroup, worker_environment
 from openrlhf_ext.device import Device
 from openrlhf_ext.engine.spec import EngineSpec
 from openrlhf_ext.models.spec import ModelSpec
-from openrlhf_ext.rollout.transfer import choose_transport
 from openrlhf_ext.rollout.vllm_engine import EngineSettings, engine_environment
 
-Sharing = Literal["none", "actor_ref", "all"]
-SLOTS: dict[Part, str] = {"policy": "actor", "reference": "ref"}
+Role = Literal["actor", "ref", "critic", "reward", "vllm"]
+"""By the name of its flags."""
+ROLES: dict[Part, Role] = {"policy": "actor", "reference": "ref", "critic": "critic", "reward": "reward"}
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedRole:
-    """A worker group: how many ranks of which model under which engine, with so many threads each."""
+    """A worker group: how many ranks of which model under which engine, with so many threads each.
+
+    `content` is what a checkpoint of it holds, where it is in training.
+    """
 
     ranks: int
     model: ModelSpec
     engine: EngineSpec
     threads: int
     sleeps: bool = False
+    content: CheckpointContent = field(default_factory=CheckpointContent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,28 +53,49 @@ class EngineRole:
 
 @dataclass(frozen=True, slots=True)
 class RolesSpec:
-    """All roles of a run. `split` cuts batches for log-probs; `sharing` says who shares GPUs with whom."""
+    """All roles of a run. `split` cuts batches for log-probs, values and scores.
+
+    `reference_is_base` says that the policy without its adapters is the reference, which then has no processes.
+    Roles of one pool of `pools` share its GPUs; a role that is not in it has GPUs of its own. `overlapping` says
+    that generation and scoring run while others train: neither engines nor the reward model then ever sleep.
+    """
 
     device: Device
     policy: TrainedRole
     reference: TrainedRole | None
     engines: EngineRole
     split: SplitSettings
-    sharing: Sharing = "none"
-    content: CheckpointContent = field(default_factory=CheckpointContent)
+    critic: TrainedRole | None = None
+    reward: TrainedRole | None = None
+    reference_is_base: bool = False
+    pools: Mapping[Role, str] = field(default_factory=dict)
+    overlapping: bool = False
+
+    def __post_init__(self) -> None:
+        assert not (self.reference_is_base and self.reference), "one reference at most"
+        assert not self.reference_is_base or self.policy.model.lora is not None, "a base is a policy without adapters"
+
+    @property
+    def groups(self) -> dict[Part, TrainedRole]:
+        """The worker groups by the part of memory that they are."""
+        groups: dict[Part, TrainedRole | None] = {
+            "policy": self.policy, "reference": self.reference, "critic": self.critic, "reward": self.reward
+        }  # fmt: skip
+        return {part: role for part, role in groups.items() if role is not None}
+
+    def pool(self, role: Role) -> str:
+        return self.pools.get(role, role)
+
+    @property
+    def engines_share(self) -> bool:
+        """Whether the engines are on the policy's GPUs."""
+        return self.pool("vllm") == self.pool("actor")
 
     def demands(self) -> list[Demand]:
         """What to reserve. Roles of one pool share its bundles."""
-        pools = {
-            "none": {"actor": "actor", "ref": "ref", "vllm": "vllm"},
-            "actor_ref": {"actor": "train", "ref": "train", "vllm": "vllm"},
-            "all": {"actor": "all", "ref": "all", "vllm": "all"},
-        }[self.sharing]
-        demands = [Demand("actor", pools["actor"], self.policy.ranks)]
-        if self.reference is not None:
-            demands.append(Demand("ref", pools["ref"], self.reference.ranks))
+        demands = [Demand(ROLES[part], self.pool(ROLES[part]), role.ranks) for part, role in self.groups.items()]
         tensor_parallel = self.engines.settings.tensor_parallel_size
-        return [*demands, Demand("vllm", pools["vllm"], self.engines.count, tensor_parallel)]
+        return [*demands, Demand("vllm", self.pool("vllm"), self.engines.count, tensor_parallel)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +103,8 @@ class RemoteRoles:
     policy: RemotePolicy
     reference: RemoteReference | None
     generator: RemoteGenerator
+    critic: RemoteCritic | None = None
+    scorer: RemoteScorer | None = None
 
 
 def build_roles(spec: RolesSpec) -> RemoteRoles:
@@ -90,40 +117,51 @@ def build_roles(spec: RolesSpec) -> RemoteRoles:
     slots = reserve(spec.demands(), gpu=spec.device.count > 0)
     engines, started = _start_engines(spec, slots["vllm"])
     engine_sleeper = _engine_sleeper(engines)
-    if spec.sharing == "all" and spec.device.kind != "cpu":
+    if spec.engines_share and spec.device.kind != "cpu":
         # An engine measures its GPU when it starts and must be alone on it.
         gather(started, "the engines to load")
         started = []
-    takes_turns = spec.sharing == "all" and spec.engines.settings.enable_sleep and spec.device.can("sleep")
+    takes_turns = spec.engines_share and spec.engines.settings.enable_sleep and spec.device.can("sleep")
+    assert not (takes_turns and spec.overlapping), "engines that generate while others train never sleep"
     if takes_turns:
         engine_sleeper.sleep()
-    roles: dict[Part, TrainedRole] = {"policy": spec.policy}
-    if spec.reference is not None:
-        roles["reference"] = spec.reference
-    groups = {name: _start_group(name, role, slots[SLOTS[name]], spec) for name, role in roles.items()}
+    groups = {part: _start_group(part, role, slots[ROLES[part]], spec) for part, role in spec.groups.items()}
     loading = [call for group in groups.values() for call in group.started]
     names = " and ".join(["engines", *groups])
     gather([*started, *loading], f"{names} to load")
 
-    sleepers = {"engines": engine_sleeper} if takes_turns else {}
-    if spec.device.can("sleep"):
-        sleepers |= {name: _group_sleeper(name, groups[name]) for name, role in roles.items() if role.sleeps}
-    phases = Phases(sleepers, asleep=["engines"] if takes_turns else [])
-    generator = RemoteGenerator(engines, phases, spec.engines.settings.partial)
+    phases = Phases(_sleepers(spec, groups, engine_sleeper if takes_turns else None), ["engines"] * takes_turns)
+    aside = Phases({}) if spec.overlapping else phases
+    generator = RemoteGenerator(engines, aside, spec.engines.settings.partial)
     links = EngineLinks(
         engines=engines,
         transport=spec.engines.settings.transport,
         bucket_bytes=spec.engines.bucket_bytes,
         tensor_parallel_size=spec.engines.settings.tensor_parallel_size,
     )
-    policy = RemotePolicy(groups["policy"], spec.split, phases, generator, links, spec.content)
-    reference = RemoteReference(groups["reference"], spec.split, phases) if "reference" in groups else None
-    return RemoteRoles(policy, reference, generator)
+    split = spec.split
+    return RemoteRoles(
+        policy=RemotePolicy(groups["policy"], split, phases, spec.policy.content, generator, links),
+        reference=_reference(spec, groups, phases),
+        generator=generator,
+        critic=RemoteCritic(groups["critic"], split, phases, spec.critic.content) if spec.critic else None,
+        scorer=RemoteScorer(groups["reward"], split, aside) if spec.reward else None,
+    )
 
 
-def transport_of(device: Device, sharing: Sharing) -> Any:
-    """How weights travel to the engines of such a run."""
-    return choose_transport(device, colocated=sharing == "all")
+def _reference(spec: RolesSpec, groups: Mapping[Part, WorkerGroup], phases: Phases) -> RemoteReference | None:
+    if spec.reference_is_base:
+        return RemoteReference(groups["policy"], spec.split, phases, adapters=False)
+    return RemoteReference(groups["reference"], spec.split, phases) if spec.reference else None
+
+
+def _sleepers(spec: RolesSpec, groups: Mapping[Part, WorkerGroup], engines: Sleeper | None) -> dict[str, Sleeper]:
+    sleepers: dict[str, Sleeper] = {} if engines is None else {"engines": engines}
+    if spec.device.can("sleep"):
+        for part, role in spec.groups.items():
+            if role.sleeps and not (part == "reward" and spec.overlapping):
+                sleepers[part] = _group_sleeper(part, groups[part])
+    return sleepers
 
 
 def _start_engines(spec: RolesSpec, slots: Sequence[Slot]) -> tuple[list[Any], list[ray.ObjectRef]]:

@@ -1,10 +1,11 @@
 """Who is awake when, where roles share a GPU.
 
-In GENERATE the engines have the GPU, in TRAIN the policy and the reference; PUBLISH needs the
-policy and the engines' weights, but no KV cache. After PUBLISH comes GENERATE: an engine that is
-half awake cannot sleep, it would have to come back as a whole first (vLLM). A role that cannot
-sleep (a device without the capability, a GPU of its own) is never asked to: then all of this does
-nothing.
+In GENERATE the engines have the GPU, in SCORE the reward model, in TRAIN the policy, the reference
+and the critic; PUBLISH needs the policy and the engines' weights, but no KV cache. After PUBLISH
+comes GENERATE: an engine that is half awake cannot sleep, it would have to come back as a whole
+first (vLLM). The policy's files are therefore written in PUBLISH, the critic's in a phase of their
+own in which those weights stay. A role that cannot sleep (a device without the capability, a GPU of
+its own) is never asked to: then all of this does nothing.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
-Phase = Literal["generate", "train", "publish"]
-Part = Literal["policy", "reference", "weights", "kv_cache"]
+Phase = Literal["generate", "score", "train", "publish", "critic_files"]
+Part = Literal["policy", "reference", "critic", "reward", "weights", "kv_cache"]
 
 _AWAKE: dict[Phase, frozenset[Part]] = {
     "generate": frozenset({"weights", "kv_cache"}),
-    "train": frozenset({"policy", "reference"}),
+    "score": frozenset({"reward"}),
+    "train": frozenset({"policy", "reference", "critic"}),
     "publish": frozenset({"policy", "weights"}),
+    "critic_files": frozenset({"critic", "weights"}),
 }
 
 

@@ -90,11 +90,11 @@ def _check(demands: Sequence[Demand], bundles: Mapping[str, list[dict[str, float
     largest_node = max((node["Resources"].get(unit, 0) for node in ray.nodes() if node["Alive"]), default=0)
     largest_bundle = max(bundle[unit] for content in bundles.values() for bundle in content)
     wish = ", ".join(f"{d.role} {d.processes} x {d.devices}" for d in demands)
+    ranks = ", ".join(f"--{d.role}.num_gpus_per_node" for d in demands if d.role != "vllm")
     if asked > total:
         raise ResourceError(
-            f"The roles ask for {asked:g} {unit}s ({wish}) and the cluster has {total:g}: lower "
-            "--actor.num_gpus_per_node, --ref.num_gpus_per_node or --vllm.num_engines, share with "
-            "--train.colocate_all, or add nodes."
+            f"The roles ask for {asked:g} {unit}s ({wish}) and the cluster has {total:g}: lower {ranks} or "
+            "--vllm.num_engines, share with --train.colocate_all, or add nodes."
         )
     if largest_bundle > largest_node:
         raise ResourceError(

@@ -7,65 +7,76 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
+import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from openrlhf_ext.batch.partition import SplitSettings
 from openrlhf_ext.batch.split import inference_split, scatter_rows
-from openrlhf_ext.batch.types import OptimizerStep, TokenBatch
+from openrlhf_ext.batch.types import MicroBatch, OptimizerStep, TokenBatch
 from openrlhf_ext.cluster.generator import RemoteGenerator
-from openrlhf_ext.cluster.phases import Phases
+from openrlhf_ext.cluster.phases import Phase, Phases
 from openrlhf_ext.cluster.train_worker import EngineLinks
 from openrlhf_ext.cluster.waits import gather
 from openrlhf_ext.cluster.worker_group import WorkerGroup
 from openrlhf_ext.ports import Objective
-from openrlhf_ext.types import Report, merge_reports
+from openrlhf_ext.types import Report, RolloutKey, merge_reports
 
 
-class RemoteReference:
-    """`LogprobRole` over a worker group. `split` says how a batch is cut (its ranks are the group's)."""
+class RemoteModel:
+    """A worker group that is asked about batches. `split` says how a batch is cut (its ranks are the group's)."""
 
     def __init__(self, group: WorkerGroup, split: SplitSettings, phases: Phases) -> None:
         self.group = group
         self._split = replace(split, ranks=group.ranks)
         self._phases = phases
 
-    def logprobs(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
-        self._phases.enter("train")
+    def _ask(
+        self, batch: TokenBatch, what: str, temperature: float = 1.0, *, adapters: bool = True
+    ) -> tuple[list[MicroBatch], list[Tensor]]:
+        """All micro-batches of the batch, and the model's answer to each."""
         by_rank = inference_split(batch, self._split)
         calls = [
-            worker.logprobs.remote(micros, temperature)
+            worker.answer.remote(micros, temperature, adapters)
             for worker, micros in zip(self.group.workers, by_rank, strict=True)
         ]
-        outputs = gather(calls, f"log-probs of {batch.rows} sequences by the {self.group.name}")
-        return scatter_rows(
-            chain.from_iterable(by_rank), chain.from_iterable(outputs), batch.rows, batch.action_BA.shape[1]
-        )
+        answers = gather(calls, f"{what} of {batch.rows} sequences by the {self.group.name}")
+        return list(chain.from_iterable(by_rank)), list(chain.from_iterable(answers))
+
+
+class RemoteReference(RemoteModel):
+    """`LogprobRole` over a worker group; with `adapters` False, what that group's model was before it learned."""
+
+    def __init__(self, group: WorkerGroup, split: SplitSettings, phases: Phases, *, adapters: bool = True) -> None:
+        super().__init__(group, split, phases)
+        self._adapters = adapters
+
+    def logprobs(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
+        self._phases.enter("train")
+        micros, answers = self._ask(batch, "log-probs", temperature, adapters=self._adapters)
+        return scatter_rows(micros, answers, batch.rows, batch.action_BA.shape[1])
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointContent:
-    """What a checkpoint of the policy holds: the state to resume from, a Hugging Face folder, or both."""
+    """What a checkpoint of a model in training holds: the state to resume from, a Hugging Face folder, or both."""
 
     state: bool = True
     model: bool = False
 
 
-class RemotePolicy(RemoteReference):
-    """`PolicyRole` over a worker group that feeds the generator's engines."""
+class RemoteTrained(RemoteModel):
+    """`TrainRole` over a worker group."""
 
-    def __init__(
-        self,
-        group: WorkerGroup,
-        split: SplitSettings,
-        phases: Phases,
-        generator: RemoteGenerator,
-        links: EngineLinks,
-        content: CheckpointContent,
-    ) -> None:
+    # Files need this model alone. They are written after a publish and read before one: to enter TRAIN for them
+    # would send engines away whose weights are about to be used.
+    file_phase: Phase
+    model_folder: str
+    """Beside the state of a checkpoint."""
+
+    def __init__(self, group: WorkerGroup, split: SplitSettings, phases: Phases, content: CheckpointContent) -> None:
         super().__init__(group, split, phases)
-        self._generator = generator
         self._content = content
-        gather([worker.link.remote(links) for worker in group.workers], "the policy to meet the engines")
 
     @property
     def ranks(self) -> int:
@@ -77,7 +88,48 @@ class RemotePolicy(RemoteReference):
         calls = [
             worker.update.remote(shards, objective) for worker, shards in zip(self.group.workers, by_rank, strict=True)
         ]
-        return merge_reports(gather(calls, f"{len(steps)} optimizer steps"))
+        return merge_reports(gather(calls, f"{len(steps)} optimizer steps of the {self.group.name}"))
+
+    def save(self, folder: Path) -> None:
+        if self._content.state:
+            self._phases.enter(self.file_phase)
+            calls = [worker.save.remote(str(folder.absolute())) for worker in self.group.workers]
+            gather(calls, f"the {self.group.name} to be saved under {folder}")
+        if self._content.model:
+            self.export(folder.with_name(self.model_folder))
+
+    def load(self, folder: Path) -> None:
+        self._phases.enter(self.file_phase)
+        calls = [worker.load.remote(str(folder.absolute())) for worker in self.group.workers]
+        gather(calls, f"the {self.group.name} to be loaded from {folder}")
+
+    def export(self, folder: Path) -> None:
+        self._phases.enter(self.file_phase)
+        calls = [worker.export.remote(str(folder.absolute())) for worker in self.group.workers]
+        gather(calls, f"the {self.group.name}'s model to be written to {folder}")
+
+
+class RemotePolicy(RemoteTrained):
+    """`PolicyRole` over a worker group that feeds the generator's engines."""
+
+    file_phase, model_folder = "publish", "model"
+
+    def __init__(
+        self,
+        group: WorkerGroup,
+        split: SplitSettings,
+        phases: Phases,
+        content: CheckpointContent,
+        generator: RemoteGenerator,
+        links: EngineLinks,
+    ) -> None:
+        super().__init__(group, split, phases, content)
+        self._generator = generator
+        self._own = RemoteReference(group, split, phases)
+        gather([worker.link.remote(links) for worker in group.workers], "the policy to meet the engines")
+
+    def logprobs(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
+        return self._own.logprobs(batch, temperature)
 
     def publish(self, version: int) -> Report:
         self._phases.enter("publish")
@@ -85,23 +137,40 @@ class RemotePolicy(RemoteReference):
         self._generator.version = version
         return {}
 
-    # Files need the policy alone. They are written after a publish and read before one: to enter TRAIN for them
-    # would send engines away whose weights are about to be used.
 
-    def save(self, folder: Path) -> None:
-        if self._content.state:
-            self._phases.enter("publish")
-            calls = [worker.save.remote(str(folder.absolute())) for worker in self.group.workers]
-            gather(calls, f"the policy to be saved under {folder}")
-        if self._content.model:
-            self.export(folder.with_name("model"))
+class RemoteCritic(RemoteTrained):
+    """`CriticRole` over a worker group."""
 
-    def load(self, folder: Path) -> None:
-        self._phases.enter("publish")
-        calls = [worker.load.remote(str(folder.absolute())) for worker in self.group.workers]
-        gather(calls, f"the policy to be loaded from {folder}")
+    file_phase, model_folder = "critic_files", "critic_model"
 
-    def export(self, folder: Path) -> None:
-        self._phases.enter("publish")
-        calls = [worker.export.remote(str(folder.absolute())) for worker in self.group.workers]
-        gather(calls, f"the model to be written to {folder}")
+    def values(self, batch: TokenBatch) -> Tensor:
+        self._phases.enter("train")
+        micros, answers = self._ask(batch, "values")
+        return scatter_rows(micros, answers, batch.rows, batch.action_BA.shape[1])
+
+
+class RemoteScorer(RemoteModel):
+    """A frozen reward model over a worker group (`rewards.model.Scorer`)."""
+
+    def scores(self, rows: Sequence[Sequence[int]]) -> list[float]:
+        """The model's number for each row of token ids, read at its last token."""
+        self._phases.enter("score")
+        batch = _plain_batch(rows)
+        scores_B = torch.zeros(batch.rows)
+        for micro, answer_B1 in zip(*self._ask(batch, "scores"), strict=True):
+            if not micro.is_dummy:
+                scores_B[torch.tensor(micro.rows)] = answer_B1[:, 0]
+        return scores_B.tolist()
+
+
+def _plain_batch(rows: Sequence[Sequence[int]]) -> TokenBatch:
+    """Rows of tokens, none of which anybody sampled."""
+    tokens_BT = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    shape_BA = (tokens_BT.shape[0], tokens_BT.shape[1] - 1)
+    return TokenBatch(
+        keys=tuple(RolloutKey("", index) for index in range(len(rows))),
+        tokens_BT=tokens_BT,
+        lengths_B=torch.tensor([len(row) for row in rows]),
+        action_BA=torch.zeros(shape_BA, dtype=torch.bool),
+        sampler_logp_BA=torch.zeros(shape_BA),
+    )

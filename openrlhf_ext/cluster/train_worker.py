@@ -63,8 +63,8 @@ class TrainWorker:
     engine: DeepSpeedEngine
     links: EngineLinks
 
-    def __init__(self, rank: int, world_size: int, device: Device) -> None:
-        self.rank, self.world_size, self.device = rank, world_size, device
+    def __init__(self, role: str, rank: int, world_size: int, device: Device) -> None:
+        self.role, self.rank, self.world_size, self.device = role, rank, world_size, device
 
     @ray.method
     def endpoint(self) -> tuple[str, int]:
@@ -81,8 +81,9 @@ class TrainWorker:
         self.engine = DeepSpeedEngine(model, spec, self.device)
 
     @ray.method
-    def logprobs(self, micros: Sequence[MicroBatch], temperature: float) -> list[torch.Tensor]:
-        outputs = [self.engine.forward(micro, temperature) for micro in micros]
+    def answer(self, micros: Sequence[MicroBatch], temperature: float, adapters: bool) -> list[torch.Tensor]:
+        """What the model says of each micro-batch: log-probs, values or scores."""
+        outputs = [self.engine.forward(micro, temperature, adapters=adapters) for micro in micros]
         if not self.engine.spec.trainable:
             self.device.empty_cache()  # the next to compute on this GPU may be another process
         return outputs
@@ -92,7 +93,7 @@ class TrainWorker:
         self.device.reset_peak_memory()
         report = run_steps(self.engine, shards, objective)
         peak = Metric(self.device.peak_memory() / 1e9, reduction="max")
-        return {**report, "memory/policy_peak_gb": peak}
+        return {**report, f"memory/{self.role}_peak_gb": peak}
 
     @ray.method
     def link(self, links: EngineLinks) -> None:

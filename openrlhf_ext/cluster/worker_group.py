@@ -38,7 +38,9 @@ class WorkerGroup:
         self.name = name
         actor = ray.remote(TrainWorker)
         self.workers = [
-            actor.options(**slot.options, runtime_env={"env_vars": dict(environment)}).remote(rank, len(slots), device)
+            actor.options(**slot.options, runtime_env={"env_vars": dict(environment)}).remote(
+                name, rank, len(slots), device
+            )
             for rank, slot in enumerate(slots)
         ]
         endpoint = self.workers[0].endpoint.remote()

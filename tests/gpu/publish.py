@@ -43,15 +43,16 @@ def measure(scenario: Scenario) -> dict[str, Any]:
 
 def roles_of(scenario: Scenario, device: Any) -> Any:
     from openrlhf_ext.batch.partition import SplitSettings
-    from openrlhf_ext.cluster.build import EngineRole, RolesSpec, TrainedRole, transport_of
+    from openrlhf_ext.cluster.build import EngineRole, RolesSpec, TrainedRole
     from openrlhf_ext.engine.spec import EngineSpec
     from openrlhf_ext.models.spec import ModelSpec
+    from openrlhf_ext.rollout.transfer import choose_transport
     from openrlhf_ext.rollout.vllm_engine import EngineSettings
 
     shared = scenario.sharing == "all"
     settings = EngineSettings(
         model=scenario.model,
-        transport=transport_of(device, scenario.sharing),
+        transport=choose_transport(device, colocated=shared),
         max_model_len=256,
         dtype="float32" if scenario.dtype == "fp32" else "bfloat16",
         gpu_memory_utilization=0.2,
@@ -68,7 +69,7 @@ def roles_of(scenario: Scenario, device: Any) -> Any:
         reference=None,
         engines=EngineRole(1, settings, threads=1, bucket_bytes=60_000),
         split=SplitSettings(rows=8),
-        sharing=scenario.sharing,
+        pools={"actor": "all", "vllm": "all"} if shared else {},
     )
 
 

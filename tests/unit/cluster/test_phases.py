@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from openrlhf_ext.cluster.phases import Part, Phase, Phases, Sleeper
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
-NEEDS = {"generate": {"weights", "kv_cache"}, "train": {"policy", "reference"}, "publish": {"policy", "weights"}}
+NEEDS = {
+    "generate": {"weights", "kv_cache"},
+    "score": {"reward"},
+    "train": {"policy", "reference", "critic"},
+    "publish": {"policy", "weights"},
+    "critic_files": {"critic", "weights"},
+}
 
 
 class Gpu:
@@ -22,6 +28,8 @@ class Gpu:
             "engines": frozenset({"weights", "kv_cache"}),
             "policy": frozenset({"policy"}),
             "reference": frozenset({"reference"}),
+            "critic": frozenset({"critic"}),
+            "reward": frozenset({"reward"}),
         }
         self.held: set[Part] = set().union(*(parts[name] for name in parts if name not in asleep))
         self.calls: list[tuple[str, frozenset[Part]]] = []
@@ -59,17 +67,30 @@ def test_a_step_moves_each_part_once():
     gpu = Gpu(asleep=("engines",))
     gpu.phases.enter("generate")
     gpu.calls.clear()
-    for phase in ("train", "publish", "generate"):
+    for phase in ("score", "train", "publish", "generate"):
         gpu.phases.enter(phase)
     assert gpu.calls == [
         ("sleep", {"weights", "kv_cache"}),
+        ("wake", {"reward"}),
+        ("sleep", {"reward"}),
         ("wake", {"policy"}),
         ("wake", {"reference"}),
+        ("wake", {"critic"}),
         ("sleep", {"reference"}),
+        ("sleep", {"critic"}),
         ("wake", {"weights"}),
         ("sleep", {"policy"}),
         ("wake", {"kv_cache"}),
     ]
+
+
+def test_the_critics_files_are_written_without_touching_published_weights():
+    gpu = Gpu(asleep=("engines",))
+    gpu.phases.enter("publish")
+    gpu.calls.clear()
+    gpu.phases.enter("critic_files")
+    gpu.phases.enter("generate")
+    assert not any(name == "sleep" and "weights" in parts for name, parts in gpu.calls)
 
 
 @pytest.mark.parametrize("phase", PHASES)
