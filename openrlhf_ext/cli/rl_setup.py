@@ -8,10 +8,12 @@ from openrlhf_ext.cli.specs import split_settings
 from openrlhf_ext.config import RLConfig
 from openrlhf_ext.data.prompts import PromptSettings
 from openrlhf_ext.data.tables import parse_probs
-from openrlhf_ext.ops.advantage import AdvantageSettings
+from openrlhf_ext.ops.advantage import ESTIMATORS, AdvantageSettings
+from openrlhf_ext.ops.length_penalty import LengthPenalties
+from openrlhf_ext.ops.mismatch import CorrectionSettings
 from openrlhf_ext.ops.policy_loss import PolicyLossSettings
 from openrlhf_ext.rewards.load import RewardSettings
-from openrlhf_ext.trainers.objectives import PolicyObjective
+from openrlhf_ext.trainers.objectives import PolicyObjective, ValueObjective
 from openrlhf_ext.trainers.rl import RLSettings
 from openrlhf_ext.types import Sampling, derive_seed
 
@@ -49,7 +51,7 @@ def sampling_of(cfg: RLConfig) -> Sampling:
         top_p=rollout.top_p,
         top_k=rollout.top_k,
         min_p=rollout.min_p,
-        max_new_tokens=rollout.max_new_tokens or cfg.data.max_len,
+        max_new_tokens=longest_answer(cfg),
         max_total_tokens=cfg.data.max_len,
         stop=rollout.stop,
     )
@@ -60,7 +62,7 @@ def eval_sampling(cfg: RLConfig) -> Sampling:
     return Sampling(
         n=cfg.eval.n_samples_per_prompt,
         temperature=cfg.eval.temperature,
-        max_new_tokens=cfg.rollout.max_new_tokens or cfg.data.max_len,
+        max_new_tokens=longest_answer(cfg),
         max_total_tokens=cfg.data.max_len,
         stop=cfg.rollout.stop,
         seed=derive_seed(cfg.train.seed, "evaluation"),
@@ -68,25 +70,61 @@ def eval_sampling(cfg: RLConfig) -> Sampling:
 
 
 def rl_settings(cfg: RLConfig, tokenizer: PreTrainedTokenizerBase) -> RLSettings:
-    advantage, kl = cfg.algo.advantage, cfg.algo.kl
-    budget = cfg.train.max_tokens_per_gpu if cfg.train.dynamic_batch_enable else None
+    train, kl = cfg.train, cfg.algo.kl
+    budget = train.max_tokens_per_gpu if train.dynamic_batch_enable else None
     return RLSettings(
-        seed=cfg.train.seed,
+        seed=train.seed,
         pad_id=tokenizer.pad_token_id,
         sampling=sampling_of(cfg),
-        split=split_settings(cfg.train.micro_batch_size, budget, packed=cfg.ds.packing_samples),
-        batch_size=cfg.train.batch_size,
+        split=split_settings(train.micro_batch_size, budget, packed=cfg.ds.packing_samples),
+        batch_size=train.batch_size,
         objective=objective_of(cfg),
-        epochs=cfg.train.max_epochs,
-        advantage=AdvantageSettings(
-            estimator=advantage.estimator,
-            gamma=advantage.gamma,
-            kl_coef=0.0 if kl.use_loss else kl.init_coef,
-            reward_clip=cfg.reward.clip_range,
-            std_norm=not advantage.no_std_norm,
-        ),
+        value_objective=ValueObjective(cfg.critic.value_clip) if has_critic(cfg) else None,
+        freezing_steps=max(cfg.critic.freezing_steps, 0),
+        epochs=train.max_epochs,
+        advantage=advantage_settings(cfg),
+        length_penalties=length_penalties(cfg),
+        filter_range=cfg.algo.dynamic_filtering_range if cfg.algo.dynamic_filtering_enable else None,
         kl_estimator=kl.estimator,
+        kl_target=kl.target,
+        kl_horizon=kl.horizon,
+        max_lag=train.async_queue_size if train.async_enable else 0,
+        partial=train.partial_rollout_enable,
     )
+
+
+def has_critic(cfg: RLConfig) -> bool:
+    return ESTIMATORS[cfg.algo.advantage.estimator].needs_values
+
+
+def advantage_settings(cfg: RLConfig) -> AdvantageSettings:
+    advantage, kl = cfg.algo.advantage, cfg.algo.kl
+    return AdvantageSettings(
+        estimator=advantage.estimator,
+        gamma=advantage.gamma,
+        kl_coef=0.0 if kl.use_loss else kl.init_coef,
+        reward_clip=cfg.reward.clip_range,
+        std_norm=not advantage.no_std_norm,
+        lambd=advantage.lambd,
+        norm=advantage.norm,
+    )
+
+
+def length_penalties(cfg: RLConfig) -> LengthPenalties | None:
+    reward = cfg.reward
+    if reward.overlong_buffer_len is None and reward.stop_properly_penalty_coef is None:
+        return None
+    return LengthPenalties(
+        max_new_tokens=longest_answer(cfg),
+        overlong_buffer=reward.overlong_buffer_len,
+        overlong_factor=reward.overlong_penalty_factor,
+        stop_properly=reward.stop_properly_penalty_coef,
+    )
+
+
+def longest_answer(cfg: RLConfig) -> int:
+    """Tokens; prompt and answer together are bounded by data.max_len."""
+    return cfg.rollout.max_new_tokens or cfg.data.max_len
 
 
 def objective_of(cfg: RLConfig) -> PolicyObjective:
@@ -94,9 +132,28 @@ def objective_of(cfg: RLConfig) -> PolicyObjective:
     low, high = actor.eps_clip_low_high or (actor.eps_clip, actor.eps_clip)
     return PolicyObjective(
         loss=PolicyLossSettings(actor.policy_loss_type, low, high, actor.dual_clip),
-        aggregation=actor.loss_agg_mode,
+        # The ratio of gspo belongs to the sequence, and so does its mean.
+        aggregation="seq-mean-token-mean" if actor.policy_loss_type == "gspo" else actor.loss_agg_mode,
+        max_tokens=longest_answer(cfg),
+        correction=correction_of(cfg),
         kl_coef=kl.init_coef if kl.use_loss else 0.0,
         kl_estimator=kl.estimator,
+        kl_unbiased=kl.unbiased_gradient,
         entropy_coef=actor.entropy_coef,
         temperature=cfg.rollout.temperature,
+    )
+
+
+def correction_of(cfg: RLConfig) -> CorrectionSettings | None:
+    """The correction of the mismatch of trainer and sampler, where there is one."""
+    advantage = cfg.algo.advantage
+    if advantage.is_correction_level == "off":
+        return None
+    *low, high = advantage.is_correction_threshold
+    return CorrectionSettings(
+        level=advantage.is_correction_level,
+        mode=advantage.is_correction_mode,
+        gating=advantage.is_correction_gating,
+        low=low[0] if low else 0.0,
+        high=high,
     )

@@ -183,11 +183,15 @@ tokenizer_chat_template data.tokenizer_chat_template
 
 @dataclass(frozen=True, slots=True)
 class OldFlag:
-    """`targets`: the flags it is now; `value`: what a switch of old sets; `translate`: values renamed."""
+    """`targets`: the flags it is now; `value`: what a switch of old sets; `translate`: values renamed.
+
+    `gone`: values that no single flag means any more, and what to write.
+    """
 
     targets: tuple[str, ...]
     value: str | None = None
     translate: Mapping[str, str] = field(default_factory=dict)
+    gone: Mapping[str, str] = field(default_factory=dict)
 
 
 _SWITCHES = {
@@ -195,7 +199,9 @@ _SWITCHES = {
     "flash_attn": OldFlag(("ds.attn_implementation",), value="flash_attention_2"),
     "enable_vllm_is_correction": OldFlag(("algo.advantage.is_correction_level",), value="token"),
     "vllm_is_correction_type": OldFlag(
-        ("algo.advantage.is_correction_mode",), translate={"tis": "clip", "icepop": "mask", "seq-mask-tis": "mask"}
+        ("algo.advantage.is_correction_mode",),
+        translate={"tis": "clip", "icepop": "mask"},
+        gone={"seq-mask-tis": "write --algo.advantage.is_correction_level seq instead (mask is the default mode)"},
     ),
 }
 

@@ -41,9 +41,9 @@ def flag(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def section(factory: Any, help: str) -> Any:
-    """A field that is a group of flags."""
-    return dataclasses.field(default_factory=factory, metadata={"help": help})
+def section(factory: Any, help: str, *, refused: str | None = None) -> Any:
+    """A field that is a group of flags; `refused` holds for each of them."""
+    return dataclasses.field(default_factory=factory, metadata={"help": help, "refused": refused})
 
 
 def planned(part: str) -> str:
@@ -135,15 +135,15 @@ def sections_of(command: type) -> Mapping[str, str]:
     }
 
 
-def _walk(node: type, prefix: str, value: Any) -> Iterator[Flag]:
+def _walk(node: type, prefix: str, value: Any, refused: str | None = None) -> Iterator[Flag]:
     hints = typing.get_type_hints(node)
     for item in dataclasses.fields(node):
         path, child = prefix + item.name, getattr(value, item.name)
         if dataclasses.is_dataclass(child):
-            yield from _walk(type(child), path + ".", child)
+            yield from _walk(type(child), path + ".", child, refused or item.metadata["refused"])
         else:
             meta = item.metadata
-            yield Flag(path, hints[item.name], child, meta["help"], meta["refused"], meta["refused_values"],
+            yield Flag(path, hints[item.name], child, meta["help"], refused or meta["refused"], meta["refused_values"],
                        meta["common"], meta["secret"])  # fmt: skip
 
 

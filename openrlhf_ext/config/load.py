@@ -117,6 +117,9 @@ def _from_old_name(tree: type, item: Setting) -> Iterator[Setting | Violation | 
     if old.value is not None and item.values and item.values != ("true",):
         yield Violation(item.origin, " ".join(item.values), "it is a switch; leave it out to turn it off")
         return
+    for text in old.gone.keys() & set(item.values or ()):
+        yield Violation(item.origin, text, old.gone[text])
+        return
     values = item.values if old.value is None else (old.value,)
     values = values and tuple(old.translate.get(text, text) for text in values)
     fixed = f" {old.value}" if old.value is not None else ""

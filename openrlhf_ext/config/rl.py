@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from openrlhf_ext.config.fields import declined, flag, planned, section
@@ -25,13 +26,8 @@ AdvantageEstimator = Literal[
     "gae", "reinforce", "rloo", "reinforce_baseline", "group_norm", "dr_grpo", "flash_reinforce"
 ]
 KLEstimator = Literal["k1", "k2", "k3"]
-LossAggregation = Literal["token-mean", "seq-mean-token-mean"]
+LossAggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
 
-CRITIC = planned("the critic")
-REWARD_MODEL = planned("the reward model role")
-ASYNC = planned("asynchronous training")
-IS_CORRECTION = planned("importance-sampling correction of the sampler's log-probs")
-FILTERING = planned("dynamic filtering")
 VISION = declined("vision-language training")
 EMA = declined("the moving average of weights")
 MOE_LOSS = declined("the mixture-of-experts balancing loss")
@@ -44,41 +40,30 @@ class ActorSection(OptimizerFields):
     num_gpus_per_node: int = flag(8, "ranks of the policy on each machine (on a CPU: processes)", common=True)
     gradient_checkpointing_enable: bool = flag(False, "recompute activations in the backward pass", common=True)
     gradient_checkpointing_reentrant: bool = flag(False, "the reentrant kind of it")
-    policy_loss_type: Literal["ppo", "gspo"] = flag(
-        "ppo", "policy loss", refused_values={"gspo": planned("the GSPO loss")}
-    )
+    policy_loss_type: Literal["ppo", "gspo", "cispo"] = flag("ppo", "policy loss", common=True)
     loss_agg_mode: LossAggregation = flag(
-        "token-mean", "every token of the batch weighs the same, or every sequence does"
+        "token-mean",
+        "what weighs the same: every token (norm: over a constant length) or every sequence (gspo: always)",
     )
     eps_clip: float = flag(0.2, "the probability ratio is clipped to 1 - eps .. 1 + eps")
     eps_clip_low_high: tuple[float, float] | None = flag(None, "the two sides of the clip apart (not set: eps_clip)")
-    dual_clip: float | None = flag(None, "bound of the ratio where the advantage is negative (above 1)")
+    dual_clip: float | None = flag(None, "bound of the ratio where the advantage is negative (above 1; ppo and gspo)")
     entropy_coef: float | None = flag(None, "weight of the entropy bonus (0: entropy is only logged)")
     aux_loss_coef: float = flag(0.0, "weight of the balancing loss", refused=MOE_LOSS)
     freeze_visual_encoder: bool = flag(False, "train the language model only", refused=VISION)
 
 
 @dataclass(frozen=True, slots=True)
-class CriticAdamSection(AdamSection):
-    lr: float = flag(9e-6, "learning rate", refused=CRITIC)
-    betas: tuple[float, float] = flag((0.9, 0.95), "decay of the first and second moment", refused=CRITIC)
-    eps: float = flag(1e-8, "added to the root of the second moment", refused=CRITIC)
-    weight_decay: float = flag(0.0, "decoupled weight decay (AdamW)", refused=CRITIC)
-
-
-@dataclass(frozen=True, slots=True)
 class CriticSection(OptimizerFields):
-    adam: AdamSection = section(CriticAdamSection, "AdamW")
-    lr_scheduler: str = flag("cosine_with_min_lr", "name of a learning-rate schedule", refused=CRITIC)
-    lr_warmup_ratio: float = flag(0.03, "part of the steps over which the rate rises", refused=CRITIC)
-    min_lr_ratio: float = flag(0.1, "lowest rate, as a part of the highest", refused=CRITIC)
-    max_norm: float = flag(1.0, "the gradient is scaled down to this norm", refused=CRITIC)
-    model_name_or_path: str | None = flag(None, "the model the critic starts from", refused=CRITIC)
-    num_nodes: int = flag(1, "machines the critic trains on", refused=CRITIC)
-    num_gpus_per_node: int = flag(8, "ranks of the critic on each machine", refused=CRITIC)
-    value_clip: float = flag(0.5, "clip of the value loss", refused=CRITIC)
-    freezing_steps: int = flag(-1, "steps in which only the critic learns", refused=CRITIC)
-    save_value_network: bool = flag(False, "export the critic too", refused=CRITIC)
+    adam: AdamSection = section(partial(AdamSection, lr=9e-6), "AdamW")
+    model_name_or_path: str | None = flag(
+        None, "what it starts from (not set: the reward model without remote_url, else the policy)"
+    )
+    num_nodes: int = flag(1, "machines the critic trains on")
+    num_gpus_per_node: int = flag(8, "ranks of the critic on each machine (on a CPU: processes)")
+    value_clip: float = flag(0.5, "a value moves at most this far from the old one in a step")
+    freezing_steps: int = flag(-1, "first rollout steps in which the critic learns and the policy does not")
+    save_value_network: bool = flag(False, "export the critic too")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,48 +78,44 @@ class RewardSection:
     remote_url: str | None = flag(
         None, "reward source: a Python file with reward_func, or a URL; several with commas", common=True
     )
-    weights: tuple[float, ...] = flag((), "one weight for each source of remote_url (not set: 1 each)")
+    weights: tuple[float, ...] = flag(
+        (), "one weight for each source of remote_url, then one for the reward model (not set: 1 each)"
+    )
     on_error: Literal["abort", "drop_group"] = flag(
         "abort", "after the last retry: stop the run, or drop the prompt's group and count it"
     )
     timeout_s: float = flag(180.0, "seconds one call of a source may take")
     max_retries: int = flag(2, "calls after the first that failed")
     clip_range: tuple[float, float] = flag((-10.0, 10.0), "rewards are clipped to low .. high")
-    normalize_enable: bool = flag(False, "normalise a reward model's output", refused=REWARD_MODEL)
-    model_name_or_path: str | None = flag(None, "reward model", refused=REWARD_MODEL)
-    num_nodes: int = flag(1, "machines of the reward model", refused=REWARD_MODEL)
-    num_gpus_per_node: int = flag(8, "ranks of the reward model on each machine", refused=REWARD_MODEL)
-    offload: bool = flag(False, "keep the reward model in host memory", refused=REWARD_MODEL)
-    overlong_buffer_len: float | None = flag(
-        None, "tokens before the limit that are penalised", refused=planned("the overlong penalty")
-    )
-    overlong_penalty_factor: float = flag(
-        1.0, "weight of the overlong penalty", refused=planned("the overlong penalty")
-    )
+    model_name_or_path: str | None = flag(None, "reward model: a Hugging Face folder or hub name", common=True)
+    normalize_enable: bool = flag(False, "normalise its scores by the mean and deviation that it knows")
+    num_nodes: int = flag(1, "machines of the reward model")
+    num_gpus_per_node: int = flag(8, "ranks of the reward model on each machine (on a CPU: processes)")
+    offload: bool = flag(False, "keep the reward model's parameters in host memory")
+    overlong_buffer_len: float | None = flag(None, "last tokens of the limit over which the overlong penalty grows")
+    overlong_penalty_factor: float = flag(1.0, "the overlong penalty at the limit")
     stop_properly_penalty_coef: float | None = flag(
-        None, "penalty of an answer that was cut off", refused=planned("the stop-properly penalty")
+        None, "the score of an answer that was cut off is multiplied by it, or, below 0, replaced by it"
     )
 
 
 @dataclass(frozen=True, slots=True)
 class AdvantageSection:
-    estimator: AdvantageEstimator = flag(
-        "reinforce",
-        "how rewards become advantages",
-        common=True,
-        refused_values={
-            "gae": CRITIC,
-            "dr_grpo": planned("the dr_grpo estimator"),
-            "flash_reinforce": planned("the flash_reinforce estimator"),
-        },
+    estimator: AdvantageEstimator = flag("reinforce", "how rewards become advantages (gae: with a critic)", common=True)
+    gamma: float = flag(1.0, "discount of later rewards (gae, reinforce)")
+    lambd: float = flag(1.0, "lambda of gae: 1 is unbiased, 0 trusts the critic alone")
+    norm: Literal["auto", "none", "mean", "std"] = flag(
+        "auto", "advantages of a batch: as they are, centred, or divided by their deviation too (auto: the estimator's)"
     )
-    gamma: float = flag(1.0, "discount of later rewards")
-    no_std_norm: bool = flag(False, "do not divide advantages by their standard deviation")
-    lambd: float = flag(1.0, "lambda of GAE", refused=CRITIC)
-    is_correction_level: Literal["off", "token", "seq"] = flag("off", "what is corrected", refused=IS_CORRECTION)
-    is_correction_mode: Literal["mask", "clip"] = flag("mask", "beyond the threshold", refused=IS_CORRECTION)
-    is_correction_gating: Literal["ratio", "binary_kl", "tv"] = flag("ratio", "what is compared", refused=IS_CORRECTION)
-    is_correction_threshold: tuple[float, ...] = flag((0.5, 5.0), "high, or low and high", refused=IS_CORRECTION)
+    no_std_norm: bool = flag(False, "an estimator that normalises by itself centres only")
+    is_correction_level: Literal["off", "token", "seq"] = flag(
+        "off", "correct the mismatch of trainer and sampler for each token or sequence"
+    )
+    is_correction_mode: Literal["mask", "clip"] = flag(
+        "mask", "what is out of bounds is left out, or its weight is cut to the bounds"
+    )
+    is_correction_gating: Literal["ratio", "binary_kl", "tv"] = flag("ratio", "what is held against the bounds")
+    is_correction_threshold: tuple[float, ...] = flag((0.5, 5.0), "the bounds: high, or low and high")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,17 +123,17 @@ class KLSection:
     init_coef: float = flag(0.01, "weight of the KL to the reference (0: no reference model)", common=True)
     estimator: KLEstimator = flag("k1", "estimator of the KL (Schulman 2020)", common=True)
     use_loss: bool = flag(False, "add the KL to the loss instead of taking it from the reward", common=True)
-    target: float | None = flag(None, "adapt the weight towards this KL", refused=planned("the adaptive KL weight"))
-    horizon: int = flag(10000, "samples over which it adapts", refused=planned("the adaptive KL weight"))
-    unbiased_gradient: bool = flag(False, "the reverse KL's own gradient", refused=planned("the unbiased KL gradient"))
+    target: float | None = flag(None, "adapt the weight towards this KL")
+    horizon: int = flag(10000, "samples over which it adapts")
+    unbiased_gradient: bool = flag(False, "in the loss: the reverse KL's own gradient, whatever the estimator")
 
 
 @dataclass(frozen=True, slots=True)
 class AlgoSection:
     advantage: AdvantageSection = section(AdvantageSection, "advantage estimation")
     kl: KLSection = section(KLSection, "distance to the reference")
-    dynamic_filtering_enable: bool = flag(False, "sample again groups whose rewards are all alike", refused=FILTERING)
-    dynamic_filtering_range: tuple[float, float] = flag((0.0, 1.0), "mean rewards that are kept", refused=FILTERING)
+    dynamic_filtering_enable: bool = flag(False, "replace groups whose mean score is not within the range", common=True)
+    dynamic_filtering_range: tuple[float, float] = flag((0.0, 1.0), "mean scores between these are kept")
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +153,7 @@ class RolloutSection:
         None, "token budget of it under train.dynamic_batch_enable (not set: train.max_tokens_per_gpu)"
     )
     vllm_generate_batch_size: int | None = flag(
-        None, "prompts generated at a time", refused=planned("generating more prompts than a step takes")
+        None, "prompts of one generation round, several steps' worth (not set: rollout.batch_size)"
     )
 
 
@@ -184,10 +165,10 @@ class RLTrainSection(TrainFields):
     max_tokens_per_gpu: int = flag(16192, "that budget, for each rank")
     colocate_all: bool = flag(False, "all models and engines share the same GPUs and take turns", common=True)
     colocate_actor_ref: bool = flag(False, "policy and reference share the same GPUs")
-    colocate_critic_reward: bool = flag(False, "critic and reward model share GPUs", refused=CRITIC)
-    async_enable: bool = flag(False, "generate ahead of training", refused=ASYNC)
-    async_queue_size: int = flag(1, "batches it may run ahead", refused=ASYNC)
-    partial_rollout_enable: bool = flag(False, "continue answers over a weight change", refused=ASYNC)
+    colocate_critic_reward: bool = flag(False, "critic and reward model share the same GPUs")
+    async_enable: bool = flag(False, "generate while training", common=True)
+    async_queue_size: int = flag(1, "batches that generation may be ahead")
+    partial_rollout_enable: bool = flag(False, "answers under way go on over a change of weights")
     agent_func_path: str | None = flag(None, "Python file of an agent", refused=planned("agents"))
     enable_ema: bool = flag(False, "keep a moving average of the weights", refused=EMA)
     ema_beta: float = flag(0.992, "its decay", refused=EMA)
@@ -244,11 +225,11 @@ class RLLoggerSection(LoggerSection):
 
 @dataclass(frozen=True, slots=True)
 class RLConfig:
-    """`openrlhf-ext rl`: reinforcement learning from a reward function."""
+    """`openrlhf-ext rl`: reinforcement learning from reward functions and a reward model."""
 
     actor: ActorSection = section(ActorSection, "the policy: model, ranks, loss, optimizer")
     ref: RefSection = section(RefSection, "the frozen reference")
-    critic: CriticSection = section(CriticSection, "the critic (not in this version yet)")
+    critic: CriticSection = section(CriticSection, "the critic (algo.advantage.estimator gae)")
     reward: RewardSection = section(RewardSection, "where rewards come from")
     algo: AlgoSection = section(AlgoSection, "advantages and KL")
     rollout: RolloutSection = section(RolloutSection, "sampling")

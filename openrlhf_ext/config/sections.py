@@ -16,7 +16,6 @@ Optimizer = Literal["adam", "muon"]
 MUON = declined("the Muon optimizer")
 MOE = declined("mixture-of-experts training")
 RING = declined("ring attention")
-LORA = planned("LoRA and QLoRA training")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +45,10 @@ class AdamSection:
 
 @dataclass(frozen=True, slots=True)
 class MuonSection:
-    lr: float = flag(0.02, "learning rate of the matrix parameters", refused=MUON)
-    momentum: float = flag(0.95, "momentum", refused=MUON)
-    ns_steps: int = flag(5, "Newton-Schulz iterations", refused=MUON)
-    nesterov: bool = flag(True, "Nesterov momentum (--muon.no_nesterov turns it off)", refused=MUON)
+    lr: float = flag(0.02, "learning rate of the matrix parameters")
+    momentum: float = flag(0.95, "momentum")
+    ns_steps: int = flag(5, "Newton-Schulz iterations")
+    nesterov: bool = flag(True, "Nesterov momentum (--muon.no_nesterov turns it off)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ class OptimizerFields:
     """Optimizer, schedule and clipping of one model (inherited, so the names sit beside the model's own)."""
 
     optim: Optimizer = flag("adam", "optimizer", refused_values={"muon": MUON})
-    muon: MuonSection = section(MuonSection, "Muon")
+    muon: MuonSection = section(MuonSection, "Muon", refused=MUON)
     adam: AdamSection = section(AdamSection, "AdamW")
     lr_scheduler: str = flag("cosine_with_min_lr", "name of a transformers learning-rate schedule")
     lr_warmup_ratio: float = flag(0.03, "part of all optimizer steps over which the rate rises from zero")
@@ -67,10 +66,10 @@ class OptimizerFields:
 
 @dataclass(frozen=True, slots=True)
 class LoraSection:
-    rank: int = flag(0, "rank of the adapters (0: train all weights)", refused=LORA)
-    alpha: int = flag(16, "scale of the adapters", refused=LORA)
-    target_modules: tuple[str, ...] = flag(("all-linear",), "modules that get adapters", refused=LORA)
-    dropout: float = flag(0.0, "dropout before the adapters", refused=LORA)
+    rank: int = flag(0, "rank of the adapters (0: train all weights)", common=True)
+    alpha: int = flag(16, "their scale, which is divided by the rank")
+    target_modules: tuple[str, ...] = flag(("all-linear",), "linear modules that get adapters, by name")
+    dropout: float = flag(0.0, "dropout before the adapters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +93,7 @@ class DsSection:
     use_universal_ckpt: bool = flag(
         False, "resume on another number of ranks", refused=planned("universal checkpoints")
     )
-    load_in_4bit: bool = flag(False, "NF4 weights", refused=LORA)
+    load_in_4bit: bool = flag(False, "4-bit (NF4) weights under the adapters, QLoRA")
     lora: LoraSection = section(LoraSection, "LoRA adapters")
     deepcompile: bool = flag(False, "DeepCompile", refused=declined("DeepCompile"))
     tensor_parallel_size: int = flag(
@@ -110,9 +109,7 @@ class DsSection:
 @dataclass(frozen=True, slots=True)
 class RLDsSection(DsSection):
     enable_sleep: bool = flag(False, "move DeepSpeed's state to host memory while others use the GPU")
-    value_head_prefix: str = flag(
-        "score", "name of the value head", refused=planned("the critic and the reward model role")
-    )
+    value_head_prefix: str = flag("score", "name of the head of the critic and of the reward model")
 
 
 @dataclass(frozen=True, slots=True)

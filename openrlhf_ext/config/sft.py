@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from openrlhf_ext.config.fields import declined, flag, section
+from openrlhf_ext.config.fields import declined, flag, planned, section
 from openrlhf_ext.config.sections import (
     MOE,
     AdamSection,
@@ -17,10 +17,13 @@ from openrlhf_ext.config.sections import (
     DsSection,
     EvalSection,
     LoggerSection,
+    LoraSection,
     OptimizerFields,
     TrainFields,
     WandbSection,
 )
+
+LORA = planned("LoRA and QLoRA for sft")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,12 @@ class SFTTrainSection(TrainFields):
 
 
 @dataclass(frozen=True, slots=True)
+class SFTDsSection(DsSection):
+    load_in_4bit: bool = flag(False, "NF4 weights", refused=LORA)
+    lora: LoraSection = section(LoraSection, "LoRA adapters", refused=LORA)
+
+
+@dataclass(frozen=True, slots=True)
 class SFTConfig(OptimizerFields):
     """`openrlhf-ext sft`: supervised fine-tuning."""
 
@@ -62,7 +71,7 @@ class SFTConfig(OptimizerFields):
     model: SFTModelSection = section(SFTModelSection, "the model")
     data: SFTDataSection = section(SFTDataSection, "rows and their columns")
     train: SFTTrainSection = section(SFTTrainSection, "batches and epochs")
-    ds: DsSection = section(DsSection, "DeepSpeed, number formats, kernels")
+    ds: SFTDsSection = section(SFTDsSection, "DeepSpeed, number formats, kernels")
     eval: EvalSection = section(EvalSection, "held-out evaluation")
     ckpt: CkptSection = section(
         partial(CkptSection, path="./ckpt/checkpoints_sft", max_mem=1e8), "checkpoints and exports"

@@ -43,10 +43,30 @@ DIFFERENCES: dict[tuple[str, str, str], tuple[Any, Any, str]] = {
     ("rl", "algo.advantage.is_correction_threshold", "arity"): (
         "1 or more",
         "any number",
-        "refused but for its default",
+        "a rule asks for one or two numbers",
+    ),
+    ("rl", "actor.policy_loss_type", "choices"): (["ppo", "gspo"], ["ppo", "gspo", "cispo"], "CISPO (MiniMax-M1)"),
+    ("rl", "actor.loss_agg_mode", "choices"): (
+        ["token-mean", "seq-mean-token-mean"],
+        ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum-norm"],
+        "Dr. GRPO's own aggregation",
     ),
     ("sft", "ckpt.max_mem", "type"): ("int", "float", GB),
     ("sft", "data.input_template", "type"): ("str", "str or None", "None is no template, as in rl"),
+}
+
+# What a flag of theirs does otherwise here.
+MEANINGS: dict[str, str] = {
+    "actor.loss_agg_mode": "gspo weighs sequences; theirs overrides another choice silently, here it is refused",
+    "algo.advantage.is_correction_threshold": "one number means HIGH; theirs refuses its own default for a divergence "
+    "when the model is built, here that is said before",
+    "critic.freezing_steps": "exactly so many rollout steps; theirs freezes the policy for one more",
+    "ds.enable_sleep": "refused with train.async_enable, under which models and engines work at the same time",
+    "reward.model_name_or_path": "added to the sources of reward.remote_url; theirs leaves the model out then",
+    "rollout.vllm_generate_batch_size": "a multiple of rollout.batch_size, with or without train.async_enable, which "
+    "theirs demands",
+    "train.colocate_critic_reward": "train.colocate_all holds for critic and reward model too; theirs gives them GPUs "
+    "of their own then",
 }
 
 EVERY = "every command runs on the CPU or the GPU that was asked for"
@@ -64,6 +84,7 @@ OURS = {
         "reward.max_retries": "and is tried again",
         "data.drop_last": "the last short batch is a step unless this is set",
         "data.overlong_prompt": "what happens to a prompt without room is a named rule",
+        "algo.advantage.norm": "normalisation is a choice of its own, for every estimator",
         "rollout.top_k": "vLLM's sampling",
         "rollout.min_p": "vLLM's sampling",
         "rollout.stop": "vLLM's sampling",
@@ -150,6 +171,10 @@ def test_every_difference_has_a_reason(command: str):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_flag_of_ours_has_a_reason(command: str):
     assert flags_of(COMMANDS[command]).keys() - theirs(command).keys() == OURS[command].keys()
+
+
+def test_what_means_something_else_is_a_flag_of_both():
+    assert MEANINGS.keys() <= theirs("rl").keys() & flags_of(COMMANDS["rl"]).keys()
 
 
 def test_the_facts_are_complete():

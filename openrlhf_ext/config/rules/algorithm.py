@@ -31,6 +31,16 @@ def discount_is_possible(config: RLConfig, explicit: Explicit) -> Iterator[Viola
         )
 
 
+def normalisation_is_said_once(config: RLConfig, explicit: Explicit) -> Iterator[Violation]:
+    advantage = config.algo.advantage
+    if advantage.no_std_norm and advantage.norm != "auto":
+        yield Violation(
+            "--algo.advantage.no_std_norm",
+            None,
+            f"--algo.advantage.norm {advantage.norm} decides; leave out one of them",
+        )
+
+
 def gspo_is_a_loss_of_sequences(config: RLConfig, explicit: Explicit) -> Iterator[Violation]:
     mode = config.actor.loss_agg_mode
     asked = mode != "token-mean" or "actor.loss_agg_mode" in explicit
@@ -53,7 +63,9 @@ def dual_clip_is_of_surrogates(config: RLConfig, explicit: Explicit) -> Iterator
 
 def only_a_weight_is_clipped(config: RLConfig, explicit: Explicit) -> Iterator[Violation]:
     level, mode, gating, _ = _correction(config)
-    if level != "off" and mode == "clip" and (level, gating) != ("token", "ratio"):
+    if level == "off" or config.actor.policy_loss_type == "gspo":
+        return
+    if mode == "clip" and (level, gating) != ("token", "ratio"):
         yield Violation(
             "--algo.advantage.is_correction_mode",
             mode,
@@ -71,7 +83,7 @@ def threshold_is_one_or_two_bounds(config: RLConfig, explicit: Explicit) -> Iter
         yield Violation(flag, bounds, f"{gating} has an upper bound only; give one number")
     elif len(bounds) not in (1, 2):
         yield Violation(flag, bounds, "it takes HIGH or LOW HIGH")
-    elif not 0.0 <= (0.0, *bounds)[-2] < bounds[-1] < float("inf"):
+    elif not 0.0 <= (0.0, *bounds)[-2] < bounds[-1]:
         yield Violation(flag, bounds, "it takes HIGH, above 0, or LOW HIGH with 0 <= LOW < HIGH")
 
 
@@ -143,6 +155,7 @@ def penalty_begins_within_the_answer(config: RLConfig, explicit: Explicit) -> It
 ALGORITHM_RULES: tuple[Rule, ...] = (
     groups_have_siblings,
     discount_is_possible,
+    normalisation_is_said_once,
     gspo_is_a_loss_of_sequences,
     dual_clip_is_of_surrogates,
     only_a_weight_is_clipped,

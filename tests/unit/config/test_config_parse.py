@@ -266,6 +266,21 @@ def test_an_old_script_is_taken_and_answered_with_the_new_names():
     assert len(notes) == len([token for token in argv.split() if token.startswith("--")])
 
 
+def test_an_old_flag_of_several_roles_sets_those_that_are_there():
+    config = rl("--max_norm 0.5 --advantage_estimator gae --reward_pretrain r --ref_reward_offload")
+    assert (config.actor.max_norm, config.critic.max_norm) == (0.5, 0.5)
+    assert (config.ref.offload, config.reward.offload) == (True, True)
+    assert complaint("--max_norm 0.5 --advantage_estimator rloo --n_samples_per_prompt 2 --critic.max_norm 0.5") == [
+        "--critic.max_norm 0.5: it has no effect without --algo.advantage.estimator gae."
+    ]
+
+
+def test_the_old_corrections():
+    tis = rl("--enable_vllm_is_correction --vllm_is_correction_type tis --vllm_is_truncated_threshold 0.5 2").algo
+    assert (tis.advantage.is_correction_level, tis.advantage.is_correction_mode) == ("token", "clip")
+    assert tis.advantage.is_correction_threshold == (0.5, 2.0)
+
+
 def test_the_old_prompt_and_answer_lengths_are_one_length():
     config = rl("--prompt_max_len 1000 --generate_max_len 500")
     assert (config.data.max_len, config.rollout.max_new_tokens) == (1500, 500)
@@ -288,7 +303,8 @@ def test_old_names_of_sft():
         ("--ptx_coef 0.1", "OpenRLHF has it no longer"),
         ("--custom_configs x", "a fork's flag"),
         ("--bf16 false", "--bf16 false: it is a switch"),
-        ("--enable_vllm_is_correction", "importance-sampling correction"),
+        ("--vllm_is_correction_type tis", "--algo.advantage.is_correction_mode clip: it has no effect without"),
+        ("--vllm_is_correction_type seq-mask-tis", "write --algo.advantage.is_correction_level seq instead"),
         ("--micro_train_batch_size x", "--micro_train_batch_size x: it takes int"),
         ("--actor_learning_rate 1 2", "--actor_learning_rate 1 2: it takes float"),
     ],

@@ -37,6 +37,11 @@ FORBIDDEN = [
     ),
     ("rl", "--train.max_tokens_per_gpu 100", "no effect without --train.dynamic_batch_enable"),
     ("rl", "--reward.weights 1 2", "2 values for 1 sources in --reward.remote_url"),
+    (
+        "rl",
+        "--reward.model_name_or_path r --reward.weights 1",
+        "1 values for 2 sources in --reward.remote_url and --reward.model_name_or_path",
+    ),
     ("rl", "--data.prompt_probs 0.5,0.5", "2 values for 1 sources in --data.prompt_dataset"),
     ("rl", "--ckpt.best_metric_key x", "set --eval.dataset"),
     ("rl", "--eval.steps 5", "set --eval.dataset"),
@@ -97,10 +102,11 @@ def test_required_flags_are_named_at_once():
         "--data.prompt_dataset",
         "--reward.remote_url",
     ]
+    parse("rl", ["--actor.model_name_or_path", "m", "--data.prompt_dataset", "d", "--reward.model_name_or_path", "r"])
 
 
 def test_all_violations_are_reported_at_once():
-    text = "--train.micro_batch_size 3 --vllm.enable_sleep --eval.steps 5 --ds.lora.rank 8 --rollout.top_p 0"
+    text = "--train.micro_batch_size 3 --vllm.enable_sleep --eval.steps 5 --local_rank 1 --rollout.top_p 0"
     with pytest.raises(ConfigError) as caught:
         parse("rl", (RL + text).split())
     assert len(str(caught.value).splitlines()) == 5
