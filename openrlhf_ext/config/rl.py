@@ -254,11 +254,3 @@ class RLConfig:
     @property
     def has_reward_model(self) -> bool:
         return self.reward.model_name_or_path is not None
-
-    @property
-    def critic_start(self) -> str | None:
-        """The model the critic starts from: by default the reward model if all rewards are its own, else the policy."""
-        if self.critic.model_name_or_path is not None:
-            return self.critic.model_name_or_path
-        own = self.reward.model_name_or_path if self.reward.remote_url is None else None
-        return own or self.actor.model_name_or_path

@@ -180,19 +180,6 @@ def test_sft_has_no_adapters_yet():
 
 
 @pytest.mark.parametrize(
-    ("text", "rewards", "start"),
-    [
-        (GAE, URL, "m"),
-        (GAE, RM, "rm"),
-        (GAE + RM, URL, "m"),
-        (GAE + "--critic.model_name_or_path c", RM, "c"),
-    ],
-)
-def test_the_critic_starts_from(text: str, rewards: str, start: str):
-    assert rl(text, rewards).config.critic_start == start
-
-
-@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("--algo.kl.use_loss", "take k2 or k3"),
