@@ -45,7 +45,7 @@ def main() -> int:
     configs = [HERE / "rl.yaml"]
     if not _names(flags, "actor.model_name_or_path"):
         if not (resumes and (out / "sft" / "result.json").exists()):
-            _warm_up(out, data, own.seed, _device(flags))
+            warm_up(out, data, own.seed, _device(flags))
         flags = ["--actor.model_name_or_path", str(out / "sft" / "model"), *flags]
         configs.append(HERE / "tiny.yaml")
 
@@ -54,7 +54,7 @@ def main() -> int:
     run += ["--reward.remote_url", str(HERE / "reward.py")]
     run += ["--ckpt.output_dir", str(rl_out), "--ckpt.path", str(rl_out / "checkpoints")]
     run += ["--train.seed", str(own.seed), *flags]
-    _call("RL: Ray, DeepSpeed, vLLM", run)
+    call("RL: Ray, DeepSpeed, vLLM", run)
     # A flag of the user's may have moved the output.
     rl_out = Path(_value(flags, "ckpt.output_dir") or rl_out)
     result = json.loads((rl_out / "result.json").read_text(encoding="utf-8"))
@@ -72,16 +72,16 @@ def _new_folder(wanted: Path) -> Path:
     return next(folder for folder in names if not folder.exists())
 
 
-def _warm_up(out: Path, data: Path, seed: int, device: list[str]) -> None:
+def warm_up(out: Path, data: Path, seed: int, device: list[str]) -> None:
     model = ["--output", str(out / "tiny"), "--corpus", str(data / "corpus.txt"), "--seed", str(seed)]
-    _call("a tiny model and its tokenizer", ["tiny-model", *model, "--layers", "2", "--intermediate", "256"])
+    call("a tiny model and its tokenizer", ["tiny-model", *model, "--layers", "2", "--intermediate", "256"])
     sft = ["sft", "--config", str(HERE / "sft.yaml"), "--model.model_name_or_path", str(out / "tiny")]
     sft += ["--data.dataset", str(data / "sft.jsonl"), "--train.seed", str(seed), *device]
     sft += ["--ckpt.output_dir", str(out / "sft"), "--ckpt.path", str(out / "sft" / "checkpoints")]
-    _call("a warm-up on careless demonstrations", sft)
+    call("a warm-up on careless demonstrations", sft)
 
 
-def _call(title: str, command: list[str]) -> None:
+def call(title: str, command: list[str]) -> None:
     """Run one command of ours; its failure is ours, with its exit code."""
     print(f"\n== {title}\n   openrlhf-ext {shlex.join(command)}\n", flush=True)
     done = subprocess.run([sys.executable, "-m", "openrlhf_ext.cli.main", *command], check=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, replace
 
 from openrlhf_ext.cli.specs import engine_spec, frozen_engine_spec, model_path, model_spec, split_settings, threads_for
 from openrlhf_ext.cluster.build import EngineRole, Role, RolesSpec, TrainedRole
@@ -12,16 +13,26 @@ from openrlhf_ext.config import Parsed, RLConfig
 from openrlhf_ext.config.rules import accumulation
 from openrlhf_ext.device import Device
 from openrlhf_ext.errors import ConfigError
+from openrlhf_ext.models.spec import ModelSpec
 from openrlhf_ext.rollout.transfer import choose_transport
 from openrlhf_ext.rollout.vllm_engine import EngineSettings
 
 logger = logging.getLogger(__name__)
 
+RANK_OWNERS: tuple[Role, ...] = ("actor", "critic")
 VLLM_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-def roles_spec(parsed: Parsed, device: Device, optimizer_steps: int) -> RolesSpec:
-    """Every role of the run. `optimizer_steps` is the length of the learning-rate schedule.
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Optimizer steps of the whole run, which the learning rates follow."""
+
+    policy: int
+    critic: int
+
+
+def roles_spec(parsed: Parsed, device: Device, schedule: Schedule) -> RolesSpec:
+    """Every role of the run.
 
     Raises:
         ConfigError: engines of several GPUs that should share GPUs with training, more engines than training
@@ -30,54 +41,98 @@ def roles_spec(parsed: Parsed, device: Device, optimizer_steps: int) -> RolesSpe
     cfg: RLConfig = parsed.config
     pools = pools_of(cfg)
     engines_share = pools.get("vllm") is not None
-    if engines_share and cfg.vllm.tensor_parallel_size > 1:
+    _say_what_a_cpu_ignores(parsed, device)
+    _check_engines(cfg, device, engines_share, ranks_of(parsed, "actor", device))
+    budget = None
+    if cfg.train.dynamic_batch_enable:
+        budget = cfg.rollout.max_tokens_per_gpu or cfg.train.max_tokens_per_gpu
+    kl, lora = cfg.algo.kl.init_coef > 0.0, cfg.ds.lora.rank > 0
+    return RolesSpec(
+        device=device,
+        policy=_trained(parsed, "actor", device, schedule.policy),
+        # The base under a policy's adapters is its reference; it needs no processes of its own.
+        reference=_frozen(parsed, "ref", device) if kl and not lora else None,
+        reference_is_base=kl and lora,
+        critic=_trained(parsed, "critic", device, schedule.critic) if cfg.has_critic else None,
+        reward=_frozen(parsed, "reward", device) if cfg.has_reward_model else None,
+        engines=_engines(cfg, device, engines_share),
+        split=split_settings(cfg.rollout.micro_batch_size, budget, packed=cfg.ds.packing_samples),
+        pools=pools,
+        overlapping=cfg.train.async_enable,
+    )
+
+
+def _check_engines(cfg: RLConfig, device: Device, share: bool, actor_ranks: int) -> None:
+    if share and cfg.vllm.tensor_parallel_size > 1:
         raise ConfigError(
             f"--vllm.tensor_parallel_size {cfg.vllm.tensor_parallel_size} with --train.colocate_all: an engine that "
             "shares GPUs with training takes one of them; leave out one of the two flags."
         )
-    _say_what_a_cpu_ignores(parsed, device)
-    exact, seed = cfg.train.full_determinism_enable, cfg.train.seed
-    assert cfg.actor.model_name_or_path is not None
-    model = model_spec(
-        cfg.actor.model_name_or_path,
-        cfg.actor,
-        cfg.ds,
-        device,
-        explicit="ds.attn_implementation" in parsed.explicit,
-    )
-    actor_ranks = ranks_of(parsed, "actor", device)
-    if choose_transport(device, engines_share) == "ipc" and cfg.vllm.num_engines > actor_ranks:
+    if choose_transport(device, share) == "ipc" and cfg.vllm.num_engines > actor_ranks:
         raise ConfigError(
             f"--vllm.num_engines {cfg.vllm.num_engines} with --train.colocate_all: an engine gets its weights from the "
             f"policy's rank on its GPU, and there are {actor_ranks}; give --vllm.num_engines {actor_ranks} or less."
         )
+
+
+def model_name(cfg: RLConfig, role: Role) -> str:
+    """The model that a role loads; the critic starts from the reward model where all rewards are that model's."""
+    policy, reward = cfg.actor.model_name_or_path, cfg.reward.model_name_or_path
+    of_critic = cfg.critic.model_name_or_path or (reward if cfg.reward.remote_url is None else policy)
+    name = {"reward": reward, "critic": of_critic}.get(role, policy)
+    assert name is not None
+    return name
+
+
+def _model(parsed: Parsed, role: Role, device: Device) -> ModelSpec:
+    cfg: RLConfig = parsed.config
+    explicit = "ds.attn_implementation" in parsed.explicit
+    path = model_name(cfg, role)
+    spec = model_spec(path, cfg.actor, cfg.ds, device, explicit=explicit)
+    if role == "critic":
+        return replace(spec, kind="value", value_head=cfg.ds.value_head_prefix)
+    if role == "reward":
+        head, normalize = cfg.ds.value_head_prefix, cfg.reward.normalize_enable
+        return replace(spec, kind="reward", value_head=head, normalize=normalize, lora=None, load_in_4bit=False)
+    return spec
+
+
+def _trained(parsed: Parsed, role: Role, device: Device, optimizer_steps: int) -> TrainedRole:
+    cfg: RLConfig = parsed.config
+    ranks = ranks_of(parsed, role, device)
     if not cfg.train.dynamic_batch_enable:
-        for violation in accumulation(cfg.train.batch_size, cfg.train.micro_batch_size, actor_ranks):
+        for violation in accumulation(cfg.train.batch_size, cfg.train.micro_batch_size, ranks):
             raise ConfigError(str(violation))
-    trained = engine_spec(cfg.actor, cfg.ds, total_steps=optimizer_steps, seed=seed, exact=exact)
-    reference = None
-    if cfg.algo.kl.init_coef > 0.0:
-        frozen = frozen_engine_spec(cfg.ds, offload=cfg.ref.offload, seed=seed, exact=exact)
-        ref_ranks = ranks_of(parsed, "ref", device)
-        reference = TrainedRole(ref_ranks, model, frozen, threads_for(ref_ranks), sleeps=cfg.ds.enable_sleep)
-    budget = None
-    if cfg.train.dynamic_batch_enable:
-        budget = cfg.rollout.max_tokens_per_gpu or cfg.train.max_tokens_per_gpu
-    return RolesSpec(
-        device=device,
-        policy=TrainedRole(
-            actor_ranks,
-            model,
-            trained,
-            threads_for(actor_ranks),
-            sleeps=cfg.ds.enable_sleep,
-            content=CheckpointContent(state=not cfg.ckpt.disable_ds, model=cfg.ckpt.save_hf),
-        ),
-        reference=reference,
-        engines=_engines(cfg, device, engines_share),
-        split=split_settings(cfg.rollout.micro_batch_size, budget, packed=cfg.ds.packing_samples),
-        pools=pools,
+    engine = engine_spec(
+        getattr(cfg, role),
+        cfg.ds,
+        total_steps=optimizer_steps,
+        seed=cfg.train.seed,
+        exact=cfg.train.full_determinism_enable,
     )
+    content = CheckpointContent(state=not cfg.ckpt.disable_ds, model=cfg.ckpt.save_hf)
+    if role == "critic":
+        content = replace(content, model=content.model and cfg.critic.save_value_network)
+    return TrainedRole(
+        ranks,
+        _model(parsed, role, device),
+        engine,
+        threads_for(ranks),
+        sleeps=cfg.ds.enable_sleep,
+        content=content,
+    )
+
+
+def _frozen(parsed: Parsed, role: Role, device: Device) -> TrainedRole:
+    cfg: RLConfig = parsed.config
+    ranks = ranks_of(parsed, role, device)
+    engine = frozen_engine_spec(
+        cfg.ds,
+        offload=getattr(cfg, role).offload,
+        seed=cfg.train.seed,
+        exact=cfg.train.full_determinism_enable,
+    )
+    return TrainedRole(ranks, _model(parsed, role, device), engine, threads_for(ranks), sleeps=cfg.ds.enable_sleep)
 
 
 def ray_settings(cfg: RLConfig, spec: RolesSpec) -> RaySettings:
@@ -93,10 +148,11 @@ def ray_settings(cfg: RLConfig, spec: RolesSpec) -> RaySettings:
     )
 
 
-def ranks_of(parsed: Parsed, role: str, device: Device) -> int:
-    """Ranks of the policy or the reference: as asked for, or what the default becomes on this device."""
-    if role == "ref" and "ref" in pools_of(parsed.config):
-        role = "actor"  # the roles of a shared GPU have the same ranks
+def ranks_of(parsed: Parsed, role: Role, device: Device) -> int:
+    """Ranks of a role: as asked for, or what the default becomes on this device."""
+    pools = pools_of(parsed.config)
+    if role in pools:  # the roles of a shared GPU have the same ranks, those of the first of them
+        role = next(other for other in RANK_OWNERS if pools.get(other) == pools[role])
     section = getattr(parsed.config, role)
     path = f"{role}.num_gpus_per_node"
     per_node = section.num_gpus_per_node
@@ -140,6 +196,7 @@ def _engines(cfg: RLConfig, device: Device, share: bool) -> EngineRole:
         enforce_eager=vllm.enforce_eager,
         enable_sleep=vllm.enable_sleep,
         kv_cache_gb=vllm.kv_cache_gb,
+        partial=cfg.train.partial_rollout_enable,
     )
     threads = vllm.threads or threads_for(vllm.num_engines)
     return EngineRole(vllm.num_engines, settings, threads, vllm.sync_bucket_mb * 1_000_000)

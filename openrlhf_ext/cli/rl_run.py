@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openrlhf_ext.cli.rl_roles import ray_settings, roles_spec
+from openrlhf_ext.cli.rl_roles import Schedule, ray_settings, roles_spec
 from openrlhf_ext.cli.rl_setup import (
     eval_sampling,
     prompt_settings,
@@ -52,7 +52,7 @@ def run(parsed: Parsed) -> int:
     tokenizer = load_tokenizer(cfg.actor.model_name_or_path, fast=not cfg.data.disable_fast_tokenizer)
     data = _load_data(cfg, tokenizer)
     settings = rl_settings(cfg, tokenizer)
-    spec = roles_spec(parsed, device, _optimizer_steps(len(data.prompts), cfg, settings))
+    spec = roles_spec(parsed, device, _schedule(len(data.prompts), cfg, settings))
     console.print(_announcement(cfg, data, settings, device.kind), soft_wrap=True)
 
     output = Path(cfg.ckpt.output_dir)
@@ -73,13 +73,15 @@ def run(parsed: Parsed) -> int:
                 store=store,
                 evaluate=_evaluation(cfg, data.held_out, remote.generator, reward),
             )
-            roles = RLRoles(remote.generator, reward, remote.policy, remote.reference)
+            roles = RLRoles(remote.generator, reward, remote.policy, remote.reference, remote.critic)
             try:
                 steps = train_rl(settings, data.source, roles, journal, rollout_folder=rollouts, resume=latest)
             finally:
                 line.close()
                 tracker.close()
             remote.policy.export(output / "model")
+            if remote.critic is not None and cfg.critic.save_value_network:
+                remote.critic.export(output / "critic")
     result = _result(cfg, steps, time.monotonic() - start, rollouts)
     (output / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     _say_result(result, cfg)
@@ -119,6 +121,7 @@ def _load_data(cfg: RLConfig, tokenizer: PreTrainedTokenizerBase) -> RLData:
     source = PromptSource(
         loaded.prompts,
         batch_size=cfg.rollout.batch_size,
+        round_size=cfg.rollout.vllm_generate_batch_size,
         episodes=cfg.train.num_episodes,
         seed=cfg.train.seed,
         drop_last=data.drop_last,
@@ -130,16 +133,20 @@ def _overlong(loaded: LoadedPrompts) -> list[str]:
     return [f"{name}: {count}" for name, count in loaded.counts.items() if name.startswith("overlong") and count]
 
 
-def _optimizer_steps(prompts: int, cfg: RLConfig, settings: RLSettings) -> int:
-    """Optimizer steps of the whole run, the short last batch of each epoch counted as what it is."""
+def _schedule(prompts: int, cfg: RLConfig, settings: RLSettings) -> Schedule:
+    """Optimizer steps of the whole run, the short last batch of each epoch counted as what it is.
+
+    Dynamic filtering takes more prompts for a step, so it may end earlier.
+    """
     full, rest = divmod(prompts, cfg.rollout.batch_size)
     sizes = [cfg.rollout.batch_size] * full + ([rest] if rest and not cfg.data.drop_last else [])
-    return cfg.train.num_episodes * sum(settings.optimizer_steps(size * settings.sampling.n) for size in sizes)
+    steps = [settings.optimizer_steps(size * settings.sampling.n) for size in sizes] * cfg.train.num_episodes
+    return Schedule(policy=max(sum(steps[settings.freezing_steps :]), 1), critic=sum(steps))
 
 
 def _announcement(cfg: RLConfig, data: RLData, settings: RLSettings, device: str) -> str:
     """What will happen, in one paragraph, before it does."""
-    steps, updates = data.source.total_steps, _optimizer_steps(len(data.prompts), cfg, settings)
+    steps, updates = data.source.total_steps, _schedule(len(data.prompts), cfg, settings).policy
     text = (
         f"{len(data.prompts)} prompts, {steps} rollout steps on this {device} "
         f"({data.source.steps_per_epoch} per episode), {updates} optimizer steps"

@@ -8,7 +8,7 @@ from openrlhf_ext.cli.specs import split_settings
 from openrlhf_ext.config import RLConfig
 from openrlhf_ext.data.prompts import PromptSettings
 from openrlhf_ext.data.tables import parse_probs
-from openrlhf_ext.ops.advantage import ESTIMATORS, AdvantageSettings
+from openrlhf_ext.ops.advantage import AdvantageSettings
 from openrlhf_ext.ops.length_penalty import LengthPenalties
 from openrlhf_ext.ops.mismatch import CorrectionSettings
 from openrlhf_ext.ops.policy_loss import PolicyLossSettings
@@ -79,7 +79,7 @@ def rl_settings(cfg: RLConfig, tokenizer: PreTrainedTokenizerBase) -> RLSettings
         split=split_settings(train.micro_batch_size, budget, packed=cfg.ds.packing_samples),
         batch_size=train.batch_size,
         objective=objective_of(cfg),
-        value_objective=ValueObjective(cfg.critic.value_clip) if has_critic(cfg) else None,
+        value_objective=ValueObjective(cfg.critic.value_clip) if cfg.has_critic else None,
         freezing_steps=max(cfg.critic.freezing_steps, 0),
         epochs=train.max_epochs,
         advantage=advantage_settings(cfg),
@@ -91,10 +91,6 @@ def rl_settings(cfg: RLConfig, tokenizer: PreTrainedTokenizerBase) -> RLSettings
         max_lag=train.async_queue_size if train.async_enable else 0,
         partial=train.partial_rollout_enable,
     )
-
-
-def has_critic(cfg: RLConfig) -> bool:
-    return ESTIMATORS[cfg.algo.advantage.estimator].needs_values
 
 
 def advantage_settings(cfg: RLConfig) -> AdvantageSettings:

@@ -15,7 +15,7 @@ from openrlhf_ext.device import Device, attention
 from openrlhf_ext.engine.deepspeed_config import effective_stage
 from openrlhf_ext.engine.spec import EngineSpec
 from openrlhf_ext.errors import ConfigError
-from openrlhf_ext.models.spec import ModelSpec
+from openrlhf_ext.models.spec import LoraSpec, ModelSpec
 from openrlhf_ext.track.checkpoints import Checkpoint, CheckpointStore
 from openrlhf_ext.track.metrics import Trackers, WandbSettings, open_trackers
 
@@ -29,6 +29,7 @@ def model_path(name: str) -> str:
 
 def model_spec(path: str, model: Any, ds: DsSection, device: Device, *, explicit: bool) -> ModelSpec:
     """`model` is the section with the gradient-checkpointing flags, `explicit` whether attention was chosen."""
+    lora = ds.lora
     return ModelSpec(
         path=model_path(path),
         dtype=ds.param_dtype,
@@ -37,6 +38,8 @@ def model_spec(path: str, model: Any, ds: DsSection, device: Device, *, explicit
         reentrant=model.gradient_checkpointing_reentrant,
         packing=ds.packing_samples,
         logprob_chunk=ds.logprob_chunk_size,
+        lora=LoraSpec(lora.rank, lora.alpha, lora.target_modules, lora.dropout) if lora.rank else None,
+        load_in_4bit=ds.load_in_4bit,
     )
 
 

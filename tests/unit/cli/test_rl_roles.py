@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from openrlhf_ext.cli.rl_roles import roles_spec
+from openrlhf_ext.cli.rl_roles import Schedule, roles_spec
 from openrlhf_ext.cluster.build import RolesSpec
 from openrlhf_ext.config import parse
 from openrlhf_ext.device import Device
@@ -23,7 +23,7 @@ def roles(tmp_path: Path):
     needed = f"--actor.model_name_or_path m --data.prompt_dataset d --reward.remote_url {tmp_path}/reward.py"
 
     def make(flags: str, device: Device = GPUS) -> RolesSpec:
-        return roles_spec(parse("rl", [*needed.split(), *flags.split()]), device, optimizer_steps=1)
+        return roles_spec(parse("rl", [*needed.split(), *flags.split()]), device, Schedule(1, 1))
 
     return make
 
