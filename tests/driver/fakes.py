@@ -1,12 +1,15 @@
-"""Our ports in memory: a bigram softmax policy that really learns, and the log of who was called when.
+"""Our ports in memory: a bigram softmax policy and a critic that really learn, and the log of who was called when.
 
-The policy's whole state is a table of logits: the next token depends on the last one alone. So the loops
-run in milliseconds, and every number that a real model would give (log-probs, gradients, checkpoints) is real.
+The policy's whole state is a table of logits: the next token depends on the last one alone; the critic's is a value
+for each last token. So the loops run in milliseconds, and every number that a real model would give (log-probs,
+gradients, checkpoints) is real. Who must not be used by two threads at once says so when it is.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from torch import Tensor
 
 from openrlhf_ext.batch.partition import SplitSettings
 from openrlhf_ext.batch.types import Denominators, MicroBatch, OptimizerStep, TokenBatch
-from openrlhf_ext.ports import ModelOutput, Objective
+from openrlhf_ext.ports import ModelOutput, Objective, ValueOutput
 from openrlhf_ext.trainers.local import LocalRole
 from openrlhf_ext.types import (
     Metric,
@@ -38,6 +41,21 @@ def prompts(count: int, source: str = "default") -> list[Prompt]:
     return [Prompt(f"{source}-{i}", (1 + i % 4, 5), f"prompt {i}", label=i, source=source) for i in range(count)]
 
 
+class OneCaller:
+    """A room for one: a second thread in it is a mistake."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        assert self._lock.acquire(blocking=False), "two callers at once"
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+
 class BigramEngine:
     """A `TrainEngine` of one rank: SGD with momentum on a table of logits."""
 
@@ -45,9 +63,12 @@ class BigramEngine:
     world_size = 1
 
     def __init__(self, lr: float = 1.0, seed: int = 0) -> None:
-        table = torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 0.1
+        table = torch.randn(self.shape(), generator=torch.Generator().manual_seed(seed)) * 0.1
         self.table = torch.nn.Parameter(table)
         self._optimizer = torch.optim.SGD([self.table], lr=lr, momentum=0.5)
+
+    def shape(self) -> tuple[int, ...]:
+        return (VOCABULARY, VOCABULARY)
 
     def _logp(self, micro: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
         logp_BAV = (self.table[micro.tokens_BT[:, :-1]] / temperature).log_softmax(-1)
@@ -91,27 +112,67 @@ class BigramEngine:
         self.save(folder)
 
 
-class BigramGenerator:
-    """Samples token by token; each request draws from a seed of its own, whoever its neighbours are."""
+class ValueEngine(BigramEngine):
+    """The critic: a value for each last token."""
 
-    def __init__(self, calls: list[str]) -> None:
+    def shape(self) -> tuple[int, ...]:
+        return (VOCABULARY,)
+
+    def _values(self, micro: MicroBatch) -> Tensor:
+        return self.table[micro.tokens_BT[:, :-1]].where(micro.action_BA, 0.0)
+
+    def forward(self, micro: MicroBatch, temperature: float = 1.0, *, adapters: bool = True) -> Tensor:
+        with torch.no_grad():
+            return self._values(micro)
+
+    def forward_backward(self, micro: MicroBatch, objective: Objective, denominators: Denominators) -> Report:
+        loss, report = objective(ValueOutput(self._values(micro)), micro, denominators)
+        loss.backward()
+        return report
+
+
+class BigramGenerator:
+    """Samples token by token; each request draws from a seed of its own, whoever its neighbours are.
+
+    `during` is called before every answer and in its middle; weights that are published meanwhile (which only a
+    `partial` run may do) count from the next token on.
+    """
+
+    def __init__(
+        self, calls: list[str], *, partial: bool = False, during: Callable[[Prompt, int], None] | None = None
+    ) -> None:
         self.version = -1
-        self.table = torch.zeros(VOCABULARY, VOCABULARY)
+        self.alone = OneCaller()
+        self._partial = partial
+        self._during = during or (lambda prompt, seed: None)
+        self._table = torch.zeros(VOCABULARY, VOCABULARY)
         self._calls = calls
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
-        self._calls.append(f"generate {len(prompts)}x{sampling.n}")
-        logp_VV = (self.table / sampling.temperature).log_softmax(-1)
-        return [[self._sample(prompt, i, sampling, logp_VV) for i in range(sampling.n)] for prompt in prompts]
+    def publish(self, table: Tensor, version: int) -> None:
+        if self._partial:
+            self._table, self.version = table, version
+        else:
+            with self.alone():
+                self._table, self.version = table, version
 
-    def _sample(self, prompt: Prompt, sample: int, sampling: Sampling, logp_VV: Tensor) -> Rollout:
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
+        with self.alone():
+            self._calls.append(f"generate {len(prompts)}x{sampling.n}")
+            return [[self._sample(prompt, i, sampling) for i in range(sampling.n)] for prompt in prompts]
+
+    def _sample(self, prompt: Prompt, sample: int, sampling: Sampling) -> Rollout:
+        self._during(prompt, sampling.seed)
         draws = torch.Generator().manual_seed(derive_seed(sampling.seed, prompt.id, sample))
-        tokens, logprobs = list(prompt.token_ids), [0.0] * len(prompt.token_ids)
+        tokens, logprobs, versions = list(prompt.token_ids), [0.0] * len(prompt.token_ids), [self.version]
         while tokens[-1] != EOS and len(tokens) < len(prompt.token_ids) + sampling.max_new_tokens:
-            row = logp_VV[tokens[-1]]
+            if len(tokens) == len(prompt.token_ids) + 1:
+                self._during(prompt, sampling.seed)
+            table, version = self._table, self.version
+            row = (table[tokens[-1]] / sampling.temperature).log_softmax(-1)
             token = int(torch.multinomial(row.exp(), 1, generator=draws))
             tokens.append(token)
             logprobs.append(float(row[token]))
+            versions.append(version)
         response = tokens[len(prompt.token_ids) :]
         return Rollout(
             prompt_id=prompt.id,
@@ -121,7 +182,7 @@ class BigramGenerator:
             logprobs=tuple(logprobs),
             text=" ".join(map(str, response)),
             finish_reason="stop" if tokens[-1] == EOS else "length",
-            versions=(self.version, self.version),
+            versions=(min(versions), max(versions)),
         )
 
 
@@ -155,8 +216,7 @@ class BigramPolicy(LocalRole):
 
     def publish(self, version: int) -> Report:
         self._calls.append(f"publish {version}")
-        self._generator.table = self.engine.table.data.clone()
-        self._generator.version = version
+        self._generator.publish(self.engine.table.data.clone(), version)
         return {}
 
     def save(self, folder: Path) -> None:
@@ -165,6 +225,33 @@ class BigramPolicy(LocalRole):
 
     def load(self, folder: Path) -> None:
         self._calls.append("load")
+        super().load(folder)
+
+
+class BigramCritic(LocalRole):
+    """Knows what return to expect."""
+
+    def __init__(self, calls: list[str], *, lr: float = 1.0) -> None:
+        self.engine = ValueEngine(lr, seed=2)
+        super().__init__(self.engine, SplitSettings(rows=4))
+        self.updates: list[list[OptimizerStep]] = []
+        self._calls = calls
+
+    def values(self, batch: TokenBatch) -> Tensor:
+        self._calls.append("critic.values")
+        return super().logprobs(batch)
+
+    def update(self, steps: Sequence[OptimizerStep], objective: Objective) -> Report:
+        self._calls.append(f"critic.update {len(steps)}")
+        self.updates.append(list(steps))
+        return super().update(steps, objective)
+
+    def save(self, folder: Path) -> None:
+        self._calls.append("critic.save")
+        super().save(folder)
+
+    def load(self, folder: Path) -> None:
+        self._calls.append("critic.load")
         super().load(folder)
 
 
@@ -181,22 +268,28 @@ class BigramReference(LocalRole):
 
 
 class CountingReward:
-    """The share of GOOD tokens in the answer; prompts in `failing` cannot be scored."""
+    """The share of GOOD tokens in the answer; prompts in `failing` cannot be scored. `marks` are for the filter."""
+
+    marks: Callable[[Prompt], float] | None = None
 
     def __init__(self, calls: list[str], failing: Mapping[str, ScoreFailure] | None = None) -> None:
         self._calls = calls
         self._failing = failing or {}
+        self.alone = OneCaller()
 
     def score(self, groups: Sequence[tuple[Prompt, Sequence[Rollout]]]) -> list[list[Score] | ScoreFailure]:
         self._calls.append("score")
-        return [
-            self._failing.get(prompt.id) or [self._one(rollout) for rollout in siblings] for prompt, siblings in groups
-        ]
+        with self.alone():
+            return [
+                self._failing.get(prompt.id) or [self._one(prompt, rollout) for rollout in siblings]
+                for prompt, siblings in groups
+            ]
 
-    def _one(self, rollout: Rollout) -> Score:
+    def _one(self, prompt: Prompt, rollout: Rollout) -> Score:
         actions = [token for token, action in zip(rollout.token_ids, rollout.action_mask, strict=True) if action]
         share = sum(token == GOOD for token in actions) / len(actions)
-        return Score(share, {"share": share, "length": float(len(actions))})
+        mark = None if self.marks is None else self.marks(prompt)
+        return Score(share, {"share": share, "length": float(len(actions))}, mark)
 
 
 class MemoryTracker:

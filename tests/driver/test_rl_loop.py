@@ -2,109 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fakes import (
-    PAD,
-    BigramGenerator,
-    BigramPolicy,
-    BigramReference,
-    CountingReward,
-    MemoryTracker,
-    SilentLine,
-    prompts,
-)
+from fakes import PAD, BigramGenerator, BigramPolicy, CountingReward
+from rl_job import SETTINGS, Job
 
-from openrlhf_ext.batch.partition import SplitSettings
-from openrlhf_ext.data.source import PromptSource
+from openrlhf_ext.batch.pad import token_batch
 from openrlhf_ext.errors import DataError, RewardError
-from openrlhf_ext.evaluation.generation import evaluate_generation
 from openrlhf_ext.ops.advantage import AdvantageSettings
-from openrlhf_ext.track.checkpoints import CheckpointStore
 from openrlhf_ext.track.rollouts import read_rollouts, rollout_path
-from openrlhf_ext.trainers.journal import Cadence, Journal
+from openrlhf_ext.trainers.experience import estimate, infer, split
+from openrlhf_ext.trainers.journal import Cadence
 from openrlhf_ext.trainers.objectives import PolicyObjective
-from openrlhf_ext.trainers.rl import RLRoles, RLSettings, train_rl
-from openrlhf_ext.types import Sampling, ScoreFailure
-
-SETTINGS = RLSettings(
-    seed=7,
-    pad_id=PAD,
-    sampling=Sampling(n=4, max_new_tokens=6),
-    split=SplitSettings(rows=3),
-    batch_size=64,
-    advantage=AdvantageSettings(estimator="reinforce_baseline"),
-)
-
-
-@dataclass
-class Job:
-    """One run of the driver in `folder`; its ports are built anew at every `run`, as after a kill."""
-
-    folder: Path
-    settings: RLSettings = SETTINGS
-    prompts: int = 8
-    prompt_batch: int = 4
-    episodes: int = 2
-    cadence: Cadence = field(default_factory=Cadence)
-    reference: bool = False
-    failing: dict[str, ScoreFailure] = field(default_factory=dict)
-    reward: type[CountingReward] = CountingReward
-    evaluates: bool = False
-    during_update: Callable[[], None] = lambda: None
-    lr: float = 1.0
-
-    def run(self, resume: bool = False) -> int:
-        self.calls: list[str] = []
-        self.tracker = MemoryTracker()
-        self.line = SilentLine()
-        generator = BigramGenerator(self.calls)
-        self.policy = BigramPolicy(generator, self.calls, lr=self.lr, during_update=self.during_update)
-        reward = self.reward(self.calls, self.failing)
-        reference = BigramReference(self.calls) if self.reference else None
-        source = PromptSource(prompts(self.prompts), batch_size=self.prompt_batch, episodes=self.episodes, seed=7)
-        self.store = CheckpointStore(self.folder / "ckpt")
-
-        def evaluate() -> dict[str, float]:
-            held_out = prompts(16, source="held_out")
-            sampling = replace(self.settings.sampling, seed=99)
-            return evaluate_generation(held_out, generator, CountingReward([]), sampling).metrics()
-
-        journal = Journal(
-            self.cadence,
-            tracker=self.tracker,
-            line=self.line,
-            store=self.store,
-            evaluate=evaluate if self.evaluates else None,
-        )
-        return train_rl(
-            self.settings,
-            source,
-            RLRoles(generator, reward, self.policy, reference),
-            journal,
-            rollout_folder=self.folder / "rollouts",
-            resume=self.store.latest() if resume else None,
-        )
-
-    @property
-    def saved_steps(self) -> list[int]:
-        """The step of every save, also of those that were pruned since."""
-        before = [self.calls[:i] for i, call in enumerate(self.calls) if call == "save"]
-        return [calls.count("score") for calls in before]
-
-    @property
-    def trace(self) -> list[tuple[int, dict[str, float]]]:
-        """What was logged, clocks aside."""
-        clocks = ("seconds/", "tokens_per_second/")
-        return [
-            (step, {k: v for k, v in values.items() if not k.startswith(clocks)}) for step, values in self.tracker.lines
-        ]
-
-    def metric(self, name: str) -> list[float]:
-        return [values[name] for _, values in self.tracker.lines if name in values]
+from openrlhf_ext.trainers.settings import RLRoles
+from openrlhf_ext.types import ScoreFailure
 
 
 def test_a_step_calls_its_ports_in_order(tmp_path: Path) -> None:
@@ -357,9 +271,6 @@ def test_logging_every_n_steps_loses_no_step(tmp_path: Path) -> None:
 
 
 def test_recorded_rollouts_train_as_the_fresh_ones_did(tmp_path: Path) -> None:
-    from openrlhf_ext.batch.pad import token_batch
-    from openrlhf_ext.trainers.experience import estimate, infer, split
-
     job = Job(tmp_path, prompts=4, episodes=1, settings=replace(SETTINGS, batch_size=8, epochs=2))
     job.run()
     policy = BigramPolicy(BigramGenerator([]), [])
