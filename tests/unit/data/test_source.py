@@ -56,6 +56,30 @@ def test_every_epoch_has_every_prompt_once_in_an_order_of_its_own(n, batch, epis
     assert drain(again) == batches
 
 
+@given(n=sizes, batch=sizes, rounds=st.integers(1, 4), episodes=st.integers(1, 2), drop_last=st.booleans())
+def test_a_round_is_whole_batches_of_one_epoch_and_the_source_knows_its_last(n, batch, rounds, episodes, drop_last):
+    if drop_last and n < batch:
+        return
+
+    def source(round_size):
+        return PromptSource(prompts(n), batch_size=batch, round_size=round_size, episodes=episodes, drop_last=drop_last)
+
+    in_rounds, known, in_batches = source(batch * rounds), [], drain(source(None))
+    drawn = []
+    while (taken := in_rounds.next_batch()) is not None:
+        drawn.append(ids(taken))
+        known.append(in_rounds.exhausted)
+    assert known == [False] * (len(drawn) - 1) + [True]
+    assert all(len(names) <= batch * rounds for _, names in drawn)
+    cut = [(e, names[at : at + batch]) for e, names in drawn for at in range(0, len(names), batch)]
+    assert cut == in_batches
+
+
+def test_a_prompt_is_found_by_its_id():
+    source = PromptSource(prompts(5), batch_size=2)
+    assert source.by_id["p3"] == prompts(5)[3]
+
+
 def test_epochs_and_seeds_differ():
     batches = drain(PromptSource(prompts(20), batch_size=20, episodes=2, seed=1))
     other = drain(PromptSource(prompts(20), batch_size=20, seed=2))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import threading
 import time
 
 import pytest
@@ -82,6 +83,34 @@ def test_tokens_per_second_of_two_steps_are_their_tokens_over_their_seconds() ->
             pass
         reports.append(clock.take({"update": tokens})["tokens_per_second/update"])
     assert reports[0].merge(reports[1]).value == 50.0
+
+
+def test_phases_of_another_thread_go_on_beside_the_step_and_are_not_in_its_sum() -> None:
+    clock = PhaseClock()
+    began, ends = threading.Event(), threading.Event()
+
+    def generate() -> None:
+        with clock("generate"):
+            began.set()
+            clock.count(30.0)
+            ends.wait(10.0)
+            clock.count(12.0)
+
+    thread = threading.Thread(target=generate)
+    thread.start()
+    assert began.wait(10.0)
+    with clock("update"):
+        pass
+    first = clock.take()
+    assert first.keys() == {"seconds/update", "seconds/step"}  # tokens wait for their seconds
+    ends.set()
+    thread.join()
+    second = clock.take()
+    assert second["seconds/generate"].value > 0.0
+    assert second["tokens_per_second/generate"].total == 42.0
+    assert second["seconds/step"].value == 0.0
+    with pytest.raises(AssertionError, match="inside a phase"):
+        clock.count(1.0)
 
 
 def test_a_phase_inside_a_phase_is_a_mistake() -> None:

@@ -82,3 +82,34 @@ def test_a_checkpoint_finds_its_step_already_logged(tmp_path: Path) -> None:
     assert saved(store) == [2, 4, 6]
     lines = [(row["step"], row["reward"]) for row in read_metrics(tmp_path / "metrics.jsonl")]
     assert lines == [(2, 1.5), (4, 3.5), (6, 5.5)]
+
+
+def test_all_else_rests_before_an_evaluation_and_before_a_checkpoint(tmp_path: Path) -> None:
+    happened: list[str] = []
+
+    def evaluate() -> Mapping[str, float]:
+        happened.append("evaluate")
+        return {"eval/reward": 0.0}
+
+    journal = Journal(
+        Cadence(evaluate=3, save=2),
+        tracker=JsonlTracker(tmp_path / "metrics.jsonl", None),
+        line=StepProgress(5, {}),
+        store=CheckpointStore(tmp_path / "ckpt"),
+        evaluate=evaluate,
+    )
+    journal.begin(0, None)
+    for step in range(1, 6):
+        happened.append(f"step {step}")
+        journal.end_step(
+            step,
+            {},
+            last=step == 5,
+            tokens={},
+            settle=lambda: happened.append("settle"),
+            write=lambda folder: happened.append("write"),
+            state=dict,
+        )
+    assert " ".join(happened) == (
+        "evaluate step 1 step 2 settle write step 3 settle evaluate step 4 settle write step 5 settle evaluate write"
+    )
