@@ -28,7 +28,8 @@ def log_probs(seed):
     action_BA = draw[2] > -0.4
     action_BA[0] = False
     old_logp_BA = -(draw[0].abs() + 0.05)
-    return old_logp_BA * action_BA, (old_logp_BA + 0.3 * draw[1]).clamp(max=-0.01) * action_BA, action_BA
+    # What stands off actions must not be read, so it is not cleared.
+    return old_logp_BA, (old_logp_BA + 0.3 * draw[1]).clamp(max=-0.01), action_BA
 
 
 def distance(sampler, trainer, gating):

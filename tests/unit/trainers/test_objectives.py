@@ -151,6 +151,18 @@ def test_entropy_is_reported_without_a_bonus_where_the_coefficient_is_zero() -> 
     assert report["entropy"].value > 0.0
 
 
+def test_the_unbiased_kl_has_the_same_value_and_a_weighted_gradient() -> None:
+    micro, logp_BA, _ = micro_batch()
+    plain, _ = PolicyObjective()(ModelOutput(logp_BA), micro, step_of(micro))
+    biased, _ = PolicyObjective(kl_coef=0.5)(ModelOutput(logp_BA), micro, step_of(micro))
+    unbiased, _ = PolicyObjective(kl_coef=0.5, kl_unbiased=True)(ModelOutput(logp_BA), micro, step_of(micro))
+    torch.testing.assert_close(unbiased, biased)
+    (got,) = torch.autograd.grad(unbiased - plain, logp_BA)
+    weight_BA = (logp_BA - micro.columns["old_logp"]).exp()
+    want = 0.5 * weight_BA * (logp_BA - micro.columns["ref_logp"]) / micro.action_BA.sum()
+    torch.testing.assert_close(got, want.detach())
+
+
 @pytest.mark.parametrize("corrected", CORRECTIONS[1:])
 @pytest.mark.parametrize("kind", ["ppo", "cispo"])
 def test_a_correction_weighs_the_policy_loss_of_each_token(kind: str, corrected: CorrectionSettings) -> None:
