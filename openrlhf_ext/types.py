@@ -34,6 +34,7 @@ class Prompt:
     label: Any = None
     source: str = "default"
     meta: Mapping[str, Any] = field(default_factory=dict)
+    messages: Sequence[Mapping[str, Any]] = ()  # the conversation that `text` is, where a chat template rendered it
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ class RemoteGenerator:
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
         self._phases.enter("generate")
         # Engines need neither labels nor columns.
-        bare = [replace(prompt, label=None, meta={}) for prompt in prompts]
+        bare = [replace(prompt, label=None, meta={}, messages=()) for prompt in prompts]
         parts = [bare[start :: len(self.engines)] for start in range(len(self.engines))]
         calls = [
             engine.generate.options(concurrency_group=self._thread).remote(

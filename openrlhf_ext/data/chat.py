@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from openrlhf_ext.errors import DataError
@@ -26,13 +26,15 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def render_chat(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], where: str, *, generation_prompt: bool
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], where: str, *, generation_prompt: bool
 ) -> str:
     """The messages as one text by the tokenizer's chat template; DataError names `where` if it refuses them."""
     import jinja2
 
     try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation_prompt)
+        text = tokenizer.apply_chat_template(
+            [dict(m) for m in messages], tokenize=False, add_generation_prompt=generation_prompt
+        )
     except (jinja2.TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
             f"the chat template of {tokenizer.name_or_path} does not take the messages of {where} "

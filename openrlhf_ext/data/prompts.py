@@ -150,6 +150,8 @@ def _source(row: Row) -> str:
 
 
 def _prompt(prompt_id: str, ids: tuple[int, ...], text: str, label: Any, row: Row, settings: PromptSettings) -> Prompt:
+    value = row[settings.input_key]
+    messages = as_messages(value, row.where, settings.input_key) if settings.apply_chat_template else ()
     used = {settings.input_key, settings.label_key, SOURCE_COLUMN}
     meta = {name: value for name, value in row.values.items() if name not in used}
-    return Prompt(prompt_id, ids, text, label, _source(row), meta)
+    return Prompt(prompt_id, ids, text, label, _source(row), meta, messages)

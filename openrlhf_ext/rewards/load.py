@@ -20,6 +20,7 @@ from openrlhf_ext.rewards.answer import (
     AnswerError,
     bad_positions,
 )
+from openrlhf_ext.rewards.model import ModelSource
 from openrlhf_ext.rewards.process import PluginSource, RewardBatch
 from openrlhf_ext.types import Prompt, Rollout, Score, ScoreFailure
 
@@ -43,7 +44,7 @@ class RewardSettings:
 
 
 class RewardSource(Protocol):
-    """One reward file or server."""
+    """One reward file, server or model."""
 
     name: str
     origin: str
@@ -57,21 +58,29 @@ class RewardSource(Protocol):
 
 
 def load_reward(
-    specs: Sequence[str], settings: RewardSettings, tokenizer: PreTrainedTokenizerBase | None = None
+    specs: Sequence[str],
+    settings: RewardSettings,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    model: ModelSource | None = None,
 ) -> WeightedReward:
-    """The weighted sum of the sources that `specs` name: paths of Python files, http(s) URLs.
+    """The weighted sum of the sources that `specs` name (paths of Python files, http(s) URLs) and of the model.
 
     With a tokenizer a query is the text of all tokens of a rollout, special ones included, as in
     OpenRLHF; without one it is the prompt's text and the response's. No user code runs before `probe`
     or the first `score`. Raises RewardError for a spec that is neither, or a file that is not there.
     """
-    if not specs:
-        raise RewardError("no reward is named: give --reward.remote_url a Python file or a URL.")
-    if settings.weights and len(settings.weights) != len(specs):
-        raise RewardError(f"{len(settings.weights)} reward weights for {len(specs)} rewards: give one for each.")
-    names = _source_names(specs)
+    count = len(specs) + (model is not None)
+    if not count:
+        raise RewardError(
+            "no reward is named: give --reward.remote_url a Python file or a URL, or --reward.model_name_or_path."
+        )
+    if settings.weights and len(settings.weights) != count:
+        raise RewardError(f"{len(settings.weights)} reward weights for {count} rewards: give one for each.")
+    names = _source_names([*specs, *([model.name] if model else [])])
+    if model is not None:
+        model.name = names.pop()
     sources = [_open(spec, name, settings) for spec, name in zip(specs, names, strict=True)]
-    return WeightedReward(sources, settings, tokenizer)
+    return WeightedReward(sources, settings, tokenizer, model)
 
 
 class WeightedReward:
@@ -88,10 +97,15 @@ class WeightedReward:
     """
 
     def __init__(
-        self, sources: Sequence[RewardSource], settings: RewardSettings, tokenizer: PreTrainedTokenizerBase | None
+        self,
+        sources: Sequence[RewardSource],
+        settings: RewardSettings,
+        tokenizer: PreTrainedTokenizerBase | None,
+        model: ModelSource | None = None,
     ) -> None:
-        self._sources = tuple(sources)
-        self._weights = settings.weights or (1.0,) * len(sources)
+        self._texts = tuple(sources)  # those that judge texts
+        self._sources: tuple[RewardSource, ...] = self._texts if model is None else (*sources, model)
+        self._weights = settings.weights or (1.0,) * len(self._sources)
         self._settings = settings
         self._tokenizer = tokenizer
         self.retries: Counter[str] = Counter()
@@ -101,7 +115,7 @@ class WeightedReward:
         return tuple(source.name for source in self._sources)
 
     def probe(self, prompts: Sequence[Prompt] = ()) -> None:
-        """Import each source and call it once on two samples, of `prompts` where given.
+        """Import each file or server and call it once on two samples, of `prompts` where given.
 
         Raises RewardError that shows the expected and the found signature or return.
         """
@@ -109,7 +123,7 @@ class WeightedReward:
         pair = [pair[0], pair[-1]]
         texts = [prompt.text + response for prompt, response in zip(pair, PROBE_RESPONSES, strict=True)]
         batch = _batch(pair, texts)
-        for source in self._sources:
+        for source in self._texts:
             source.start()
             try:
                 answer = source.ask(batch, self._settings.timeout_s)
@@ -126,8 +140,8 @@ class WeightedReward:
         if not groups:
             return []
         sizes = [len(rollouts) for _, rollouts in groups]
-        prompts = [prompt for prompt, rollouts in groups for _ in rollouts]
-        batch = _batch(prompts, self._queries(groups))
+        samples = [(prompt, rollout) for prompt, rollouts in groups for rollout in rollouts]
+        batch = _batch([prompt for prompt, _ in samples], self._queries(groups), samples)
         if len(self._sources) == 1:
             results = [self._ask(self._sources[0], batch, sizes)]
         else:
@@ -238,11 +252,14 @@ def _split(answer: Answer, sizes: Sequence[int]) -> Iterable[Answer]:
         start = stop
 
 
-def _batch(prompts: Sequence[Prompt], queries: list[str]) -> RewardBatch:
+def _batch(
+    prompts: Sequence[Prompt], queries: list[str], samples: Sequence[tuple[Prompt, Rollout]] = ()
+) -> RewardBatch:
     """Columns that only some rows have (a mixture) are None for the others."""
     names: dict[str, Any] = {name: None for prompt in prompts for name in prompt.meta}
     columns = {name: [prompt.meta.get(name) for prompt in prompts] for name in names}
-    return RewardBatch(queries, [prompt.text for prompt in prompts], [prompt.label for prompt in prompts], columns)
+    texts, labels = [prompt.text for prompt in prompts], [prompt.label for prompt in prompts]
+    return RewardBatch(queries, texts, labels, columns, samples)
 
 
 def _open(spec: str, name: str, settings: RewardSettings) -> RewardSource:

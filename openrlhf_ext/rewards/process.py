@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,20 +20,33 @@ from typing import Any
 import openrlhf_ext
 from openrlhf_ext.errors import RewardError
 from openrlhf_ext.rewards.answer import EXPECTED_SIGNATURE, Answer, AnswerError
+from openrlhf_ext.types import Prompt, Rollout
 
 
 @dataclass(frozen=True, slots=True)
 class RewardBatch:
-    """One entry per sample in every list. `columns` are the other columns of the samples' rows."""
+    """One entry per sample in every list. `columns` are the other columns of the samples' rows.
+
+    `samples` are what the texts are of; a trial call has none.
+    """
 
     queries: list[str]
     prompts: list[str]
     labels: list[Any]
     columns: Mapping[str, Sequence[Any]]
+    samples: Sequence[tuple[Prompt, Rollout]] = ()
+
+    @property
+    def texts(self) -> dict[str, Any]:
+        """What a reward function is called with."""
+        return {
+            "queries": self.queries, "prompts": self.prompts, "labels": self.labels, "columns": dict(self.columns)
+        }  # fmt: skip
 
     def part(self, start: int, stop: int) -> RewardBatch:
         columns = {name: column[start:stop] for name, column in self.columns.items()}
-        return RewardBatch(self.queries[start:stop], self.prompts[start:stop], self.labels[start:stop], columns)
+        part = slice(start, stop)
+        return RewardBatch(self.queries[part], self.prompts[part], self.labels[part], columns, self.samples[part])
 
 
 class PluginSource:
@@ -83,7 +96,7 @@ class PluginSource:
         self.start()
         assert self._connection is not None
         with contextlib.suppress(OSError):  # it died meanwhile; waiting for its reply tells how
-            self._connection.send_bytes(pickle.dumps(asdict(batch)))
+            self._connection.send_bytes(pickle.dumps(batch.texts))
         try:
             reply = self._reply(timeout_s)
         except AnswerError:
