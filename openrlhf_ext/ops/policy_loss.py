@@ -6,6 +6,7 @@ the sequence (GSPO); what they give off actions is never read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -119,14 +120,15 @@ def policy_report(tokens: TokenLoss, logp_BA: Tensor, old_logp_BA: Tensor, actio
 
     `policy_kl` is the k1 estimate of KL(old || new). Empty without actions.
     """
-    count = int(action_BA.sum())
+    if not action_BA.numel():
+        return {}
+    ratio_BA, gap_BA = tokens.ratio_BA, (old_logp_BA - logp_BA.detach()).where(action_BA, 0.0)
+    sums = [action_BA.sum(), tokens.clipped_BA.sum(), ratio_BA.where(action_BA, 0.0).sum(), gap_BA.sum()]
+    ends = [ratio_BA.where(action_BA, math.inf).amin(), ratio_BA.where(action_BA, -math.inf).amax()]
+    # One transfer for all of them: each would otherwise wait for the device by itself.
+    count, clipped, ratio, moved, ratio_min, ratio_max = torch.stack(sums + ends).tolist()
     if not count:
         return {}
-    ratio_N = tokens.ratio_BA[action_BA]
-    moved_N = (old_logp_BA - logp_BA.detach())[action_BA]
-    # One transfer for all of them: each would otherwise wait for the device by itself.
-    sums = torch.stack([tokens.clipped_BA.sum(), ratio_N.sum(), ratio_N.min(), ratio_N.max(), moved_N.sum()])
-    clipped, ratio, ratio_min, ratio_max, moved = sums.tolist()
     return {
         "clip_fraction": Metric(clipped, count),
         "ratio": Metric(ratio, count),

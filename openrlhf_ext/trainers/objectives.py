@@ -163,11 +163,9 @@ def _correction_report(corrected: Correction, action_BA: Tensor, settings: Corre
 
 
 def _token_means(columns: Mapping[str, Tensor], action_BA: Tensor) -> dict[str, Metric]:
-    count = int(action_BA.sum())
-    if not count:
-        return {}
-    sums = torch.stack([column[action_BA].double().sum() for column in columns.values()]).tolist()
-    return {name: Metric(total, count) for name, total in zip(columns, sums, strict=True)}
+    sums = torch.stack([action_BA.sum(), *(column.where(action_BA, 0.0).double().sum() for column in columns.values())])
+    count, *totals = sums.tolist()
+    return {name: Metric(total, count) for name, total in zip(columns, totals, strict=True)} if count else {}
 
 
 def _parts_report(parts: Mapping[str, Tensor], denominators: Denominators, action_BA: Tensor) -> dict[str, Metric]:
