@@ -51,11 +51,7 @@ NEEDS = (
         lambda c: c.algo.advantage.is_correction_level != "off",
         "--algo.advantage.is_correction_level token or seq",
     ),
-    Need(
-        _paths("algo.kl.", "use_loss target unbiased_gradient"),
-        lambda c: c.algo.kl.init_coef > 0,
-        "--algo.kl.init_coef above 0",
-    ),
+    Need(("algo.kl.target",), lambda c: c.algo.kl.init_coef > 0, "--algo.kl.init_coef above 0"),
     Need(("algo.kl.horizon",), lambda c: c.algo.kl.target is not None, "--algo.kl.target"),
     Need(("algo.kl.unbiased_gradient",), lambda c: c.algo.kl.use_loss, "--algo.kl.use_loss"),
     Need(

@@ -65,7 +65,6 @@ FORBIDDEN = [
     (GSPO + LEVEL + "token " + BOUNDS + "2", "leave it out"),
     # KL
     ("--algo.kl.init_coef 0 --algo.kl.target 0.1", "without --algo.kl.init_coef above 0"),
-    ("--algo.kl.init_coef 0 --algo.kl.use_loss", "without --algo.kl.init_coef above 0"),
     ("--algo.kl.target 0", "above 0"),
     ("--algo.kl.target 0.1 --algo.kl.horizon 0", "1 or more"),
     ("--algo.kl.horizon 10", "without --algo.kl.target"),
@@ -85,6 +84,7 @@ FORBIDDEN = [
     # reward model
     ("--reward.normalize_enable", "without --reward.model_name_or_path"),
     ("--reward.num_gpus_per_node 2", "without --reward.model_name_or_path"),
+    ("--reward.num_nodes 2", "without --reward.model_name_or_path"),
     ("--reward.offload", "without --reward.model_name_or_path"),
     (RM + "--train.colocate_all --reward.num_gpus_per_node 2", "it shares the policy's devices; set it to 1"),
     (REINFORCE + RM + "--train.colocate_critic_reward", "without --algo.advantage.estimator gae and --reward.model"),
@@ -114,6 +114,7 @@ FORBIDDEN = [
     # adapters
     ("--ds.load_in_4bit", "without --ds.lora.rank above 0"),
     ("--ds.lora.alpha 32", "without --ds.lora.rank above 0"),
+    ("--ds.lora.dropout 0.1", "without --ds.lora.rank above 0"),
     ("--ds.lora.target_modules q_proj", "without --ds.lora.rank above 0"),
     (LORA + "--ds.lora.alpha 0", "1 or more"),
     (LORA + "--ds.lora.dropout 1", "from 0 to below 1"),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
 
-from openrlhf_ext.config import parse
+from openrlhf_ext.config import COMMANDS, flags_of, parse
 from openrlhf_ext.config.ranges import SCHEDULES
 from openrlhf_ext.errors import ConfigError
 
@@ -36,6 +37,8 @@ FORBIDDEN = [
         "--ref.num_gpus_per_node 2: it shares the policy's devices; set it to 1",
     ),
     ("rl", "--train.max_tokens_per_gpu 100", "no effect without --train.dynamic_batch_enable"),
+    ("rl", "--rollout.max_tokens_per_gpu 100", "no effect without --train.dynamic_batch_enable"),
+    ("rl", "--ray.dashboard --ray.address auto", "a joined cluster has its own"),
     ("rl", "--reward.weights 1 2", "2 values for 1 sources in --reward.remote_url"),
     (
         "rl",
@@ -110,6 +113,21 @@ def test_all_violations_are_reported_at_once():
     with pytest.raises(ConfigError) as caught:
         parse("rl", (RL + text).split())
     assert len(str(caught.value).splitlines()) == 5
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_number_has_a_range(command: str):
+    numbers = {
+        flag.path: "nan" if "float" in flag.type_name else "-2"
+        for flag in flags_of(COMMANDS[command]).values()
+        if flag.type_name.split()[0] in ("int", "float") and not flag.refused
+    }
+    numbers.pop("algo.advantage.is_correction_threshold", None)  # it has a rule of its own
+    assert len(numbers) > 20
+    for path, value in numbers.items():
+        count = max(flags_of(COMMANDS[command])[path].arity[0], 1)
+        with pytest.raises(ConfigError, match=rf"--{re.escape(path)} .*: it must be "):
+            parse(command, [*(RL if command == "rl" else SFT).split(), f"--{path}", *[value] * count])
 
 
 def test_schedules_are_those_of_transformers():
