@@ -57,13 +57,13 @@ class BucketReceiver(WeightTransferEngine[Joining, Update]):
         raise AssertionError(f"{type(self).__name__} needs no meeting")
 
     def start_weight_update(self) -> None:
+        self._settle()
         self._missing = {name for name, _ in self.model.named_parameters()}
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         self.receive_weights(self.parse_update_info(update_info))
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize()
+        self._settle()
 
     def receive_weights(self, update_info: Update) -> None:
         bucket = update_info.bucket
@@ -73,6 +73,7 @@ class BucketReceiver(WeightTransferEngine[Joining, Update]):
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
         _refresh_packed_head(self.model)
+        self._settle()
         # vLLM silently keeps the old weights of a layer that nothing arrived for. Quantised layers
         # have parameters that are computed, not sent.
         if self.model_config.quantization is None:
@@ -80,6 +81,11 @@ class BucketReceiver(WeightTransferEngine[Joining, Update]):
         if self.device.type != "cpu":
             # What the copies took is free again, and the key-value cache is about to wake: give it back.
             torch.accelerator.empty_cache()
+
+    def _settle(self) -> None:
+        """Wait for the GPU: steps and updates may come from two threads, whose streams do not wait for each other."""
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
 
     def fetch(self, bucket: Bucket) -> Tensor:
         """The bytes of the bucket on this worker's device, not overwritten before the update ends."""

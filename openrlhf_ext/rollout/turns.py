@@ -47,6 +47,7 @@ class Turns:
     def begin_update(self) -> None:
         """Stop the loop; returns when its step is over."""
         with self._changed:
+            self._raise_failure()
             assert not self._updating, "one update at a time"
             self._changed.wait_for(lambda: self._failure or not self._stopped)
             self._raise_failure()
