@@ -152,7 +152,8 @@ class VllmEngine:
         """Step until all are finished. All are added before the first step, so batches form the same way every time."""
         assert not self._asleep, "an engine that is asleep samples nothing"
         assert self.settings.partial or not self._turns.updating, "weights that are being replaced sample nothing"
-        assert not self._engine.has_unfinished_requests(), "one batch at a time"
+        with self._turns.step():
+            assert not self._engine.has_unfinished_requests(), "one batch at a time"
         self._begun.clear()
         finished: dict[str, _Answer] = {}
         told = time.monotonic()
