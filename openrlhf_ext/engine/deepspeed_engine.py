@@ -25,9 +25,15 @@ from openrlhf_ext.engine.deepspeed_config import deepspeed_config, effective_sta
 from openrlhf_ext.engine.optimizer import build_optimizer, build_schedule
 from openrlhf_ext.engine.spec import EngineSpec
 from openrlhf_ext.models.build import build_model
-from openrlhf_ext.models.export import SHARD_BYTES, named_weights, plan_buckets, write_model_folder
+from openrlhf_ext.models.export import (
+    SHARD_BYTES,
+    named_weights,
+    plan_buckets,
+    write_adapter_folder,
+    write_model_folder,
+)
 from openrlhf_ext.models.load import load_config
-from openrlhf_ext.models.lora import adapters_off
+from openrlhf_ext.models.lora import adapter_config, adapters_off, is_adapter
 from openrlhf_ext.models.spec import ModelSpec
 from openrlhf_ext.ports import Objective
 from openrlhf_ext.types import Metric, Report
@@ -42,6 +48,8 @@ class DeepSpeedEngine:
 
     def __init__(self, model_spec: ModelSpec, spec: EngineSpec, device: Device):
         assert model_spec.dtype == spec.dtype, "the model is loaded in the type it is trained in"
+        assert not (model_spec.load_in_4bit and spec.trainable) or model_spec.lora, "4-bit weights cannot be trained"
+        assert not (model_spec.load_in_4bit and effective_stage(spec) == 3), "4-bit weights cannot be sharded"
         self.model_spec, self.spec, self.device = model_spec, spec, device
         self._torch_device = device.current()
         self._grad_norm = 0.0
@@ -118,12 +126,12 @@ class DeepSpeedEngine:
     def save(self, folder: Path, client_state: Mapping[str, Any] | None = None) -> None:
         """Everything to resume bit for bit: weights, optimizer, scheduler, every rank's random state. Collective."""
         assert self.spec.trainable, "a frozen model has no state of its own"
-        checkpoint.save(self._runner, folder, self.spec, client_state or {})
+        checkpoint.save(self._runner, folder, self._identity(), client_state or {})
 
     def load(self, folder: Path) -> Mapping[str, Any]:
         """Restore into a fresh engine what `save` wrote; returns its client state. DataError if it does not fit."""
         assert self.spec.trainable, "a frozen model has no state of its own"
-        return checkpoint.load(self._runner, folder, self.spec)
+        return checkpoint.load(self._runner, folder, self._identity())
 
     def export_weights(self, bucket_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
         """Full weights under their Hugging Face names, adapters merged, in buckets of about that size.
@@ -148,6 +156,19 @@ class DeepSpeedEngine:
                 pass
         torch.distributed.barrier()
 
+    def export_adapters(self, folder: Path) -> None:
+        """Write the adapters alone, as peft does (rank 0 writes; collective)."""
+        assert not self.asleep, "a sleeping model has no weights on its device"
+        adapters = {}
+        for name, parameter in self.model.model.named_parameters():
+            if is_adapter(name):
+                with self._gathered([parameter]):
+                    if self.rank == 0:
+                        adapters[name] = parameter.detach().to("cpu", copy=True)
+        if self.rank == 0:
+            write_adapter_folder(adapter_config(self.model.model), self.model_spec.path, folder, adapters)
+        torch.distributed.barrier()
+
     def sleep(self) -> None:
         """Move weights, gradients and optimizer state off the device, where it can; idempotent."""
         if self.device.can("sleep") and not self.asleep:
@@ -159,6 +180,9 @@ class DeepSpeedEngine:
         if self.asleep:
             residence.come_back(self._runner, self.stage, self.spec, self._torch_device)
             self.asleep = False
+
+    def _identity(self) -> dict[str, Any]:
+        return checkpoint.identity(self.spec, self.model_spec, self.model)
 
     def _run(self, micro: MicroBatch, temperature: float, entropy: bool) -> Any:
         assert not self.asleep, "wake a model before it is used"

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 
 from openrlhf_ext.errors import DataError
-from openrlhf_ext.models.lora import adapted_layers, halves, is_adapter, merged
+from openrlhf_ext.models.lora import ADAPTER, adapted_layers, halves, is_adapter, merged
+from openrlhf_ext.models.quantised import whole, whole_bytes
 
 SHARD_BYTES = 4 << 30
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -40,16 +44,29 @@ def write_model_folder(
     Config and generation config are the model's, the tokenizer is that of `source`. Only one bucket
     is in memory at a time. An older folder of that name is replaced.
     """
-    folder = folder.absolute()
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _write_shards(partial, buckets, shards)
-    model.config.save_pretrained(partial)
-    if model.can_generate() and model.generation_config is not None:
-        model.generation_config.save_pretrained(partial)
-    _copy_tokenizer(source, partial)
-    _replace(partial, folder)
+    with _appearing_whole(folder) as partial:
+        _write_shards(partial, buckets, shards)
+        config = copy.deepcopy(model.config)
+        if hasattr(config, "quantization_config"):  # the weights are whole
+            del config.quantization_config
+        config.save_pretrained(partial)
+        if model.can_generate() and model.generation_config is not None:
+            model.generation_config.save_pretrained(partial)
+        _copy_tokenizer(source, partial)
+
+
+def write_adapter_folder(config: LoraConfig, base: str, folder: Path, adapters: Mapping[str, Tensor]) -> None:
+    """A folder that `PeftModel.from_pretrained` loads on top of the model `base`; it appears whole or not at all.
+
+    `adapters` are A and B under the names they have in the model.
+    """
+    config = copy.copy(config)
+    config.base_model_name_or_path, config.task_type, config.inference_mode = base, "CAUSAL_LM", True
+    config.target_modules = sorted(config.target_modules or ())  # a set, in no order of its own
+    with _appearing_whole(folder) as partial:
+        config.save_pretrained(str(partial))
+        tensors = {f"base_model.model.{name}".replace(f".{ADAPTER}.", "."): part for name, part in adapters.items()}
+        save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def _copy_tokenizer(source: str, partial: Path) -> None:
@@ -73,8 +90,15 @@ def _write_shards(partial: Path, buckets: Iterable[list[tuple[str, Tensor]]], sh
         (partial / "model.safetensors.index.json").write_text(json.dumps(index_file, indent=2) + "\n")
 
 
-def _replace(partial: Path, folder: Path) -> None:
-    """Rename `partial` to `folder`; a reader sees the old folder, none for an instant, or the new one."""
+@contextmanager
+def _appearing_whole(folder: Path) -> Iterator[Path]:
+    """A new folder to write to, which then takes the place of `folder`: a reader sees the old one, none for an
+    instant, or the new one."""
+    folder = folder.absolute()
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -101,11 +125,11 @@ class Weight:
     @property
     def nbytes(self) -> int:
         """Of the full weight."""
-        return getattr(self.parameter, "ds_numel", self.parameter.numel()) * self.parameter.element_size()
+        return whole_bytes(self.parameter)
 
     def full(self) -> Tensor:
-        """The parameter itself, or a new tensor in which its adapter is merged."""
-        weight = self.parameter.detach()
+        """The parameter itself, or a new tensor: without its quantisation, with its adapter merged."""
+        weight = whole(self.parameter)
         return weight if self.layer is None else merged(weight, self.layer)
 
 

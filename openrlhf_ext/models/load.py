@@ -13,6 +13,7 @@ from transformers.core_model_loading import WeightConverter
 
 from openrlhf_ext.data.hub import HUB_NAME, check_on_hub
 from openrlhf_ext.errors import DataError
+from openrlhf_ext.models.quantised import keep_differentiable, nf4
 from openrlhf_ext.models.spec import ModelSpec, torch_dtype
 
 
@@ -94,6 +95,7 @@ def load_weights(
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **({"quantization_config": nf4(torch_dtype(spec.dtype))} if spec.load_in_4bit else {}),
             **options,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -101,6 +103,8 @@ def load_weights(
             f"The weights of {spec.path} cannot be loaded ({_first_sentence(error)}): are its files complete?"
         ) from error
     model, loading = loaded
+    if spec.load_in_4bit:
+        keep_differentiable(model)
     lacking = set(loading["missing_keys"])
     if missing := sorted(lacking - set(optional)):
         raise DataError(

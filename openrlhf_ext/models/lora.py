@@ -52,6 +52,11 @@ def adapted_layers(model: nn.Module) -> list[LoraLayer]:
     return [module for module in model.modules() if isinstance(module, LoraLayer)]
 
 
+def adapter_config(model: PreTrainedModel) -> LoraConfig:
+    """What peft needs to know to put the adapters into another copy of the base."""
+    return cast(LoraConfig, model.peft_config[ADAPTER])
+
+
 def halves(layer: LoraLayer) -> tuple[nn.Parameter, nn.Parameter]:
     """A (rank, in) and B (out, rank)."""
     return cast(nn.Parameter, layer.lora_A[ADAPTER].weight), cast(nn.Parameter, layer.lora_B[ADAPTER].weight)
