@@ -49,7 +49,7 @@ SETS: Mapping[str, Mapping[str, str]] = {
     },
 }
 # Engines and training share the quick start's GPU; a run that generates ahead has an engine beside the trainer.
-PLACEMENT = {"algorithms": "", "async": "--train.no_colocate_all"}
+PLACEMENT = {"algorithms": "", "async": "--train.no_colocate_all --vllm.no_enable_sleep --ds.no_enable_sleep"}
 SEEDS = {"algorithms": (1, 2, 3), "async": (1, 2, 3, 4, 5)}
 
 

@@ -14,11 +14,13 @@ from openrlhf_ext.cli.rl_roles import Schedule, ray_settings, roles_spec
 from openrlhf_ext.cli.rl_setup import (
     eval_sampling,
     prompt_settings,
+    reward_model,
     reward_settings,
+    reward_sources,
     rl_settings,
 )
 from openrlhf_ext.cli.specs import cadence_of, metrics_file, open_store, open_tracking, write_config
-from openrlhf_ext.cluster.build import build_roles
+from openrlhf_ext.cluster.build import RemoteRoles, build_roles
 from openrlhf_ext.cluster.session import ray_session
 from openrlhf_ext.config import Parsed, RLConfig
 from openrlhf_ext.data.prompts import LoadedPrompts, load_prompts
@@ -47,8 +49,8 @@ def run(parsed: Parsed) -> int:
     start = time.monotonic()
     device = choose_device(cfg.device.type)
     store, latest = open_store(cfg.ckpt)
-    assert cfg.actor.model_name_or_path is not None and cfg.reward.remote_url is not None
-    check_model(cfg.actor.model_name_or_path)
+    assert cfg.actor.model_name_or_path is not None
+    _check_models(cfg)
     tokenizer = load_tokenizer(cfg.actor.model_name_or_path, fast=not cfg.data.disable_fast_tokenizer)
     data = _load_data(cfg, tokenizer)
     settings = rl_settings(cfg, tokenizer)
@@ -58,12 +60,14 @@ def run(parsed: Parsed) -> int:
     output = Path(cfg.ckpt.output_dir)
     write_config(cfg, cfg.ckpt)
     rollouts = Path(cfg.logger.rollout_dir) if cfg.logger.rollout_dir else output / "rollouts"
-    specs = [part.strip() for part in cfg.reward.remote_url.split(",")]
-    with load_reward(specs, reward_settings(cfg), tokenizer) as reward:
+    scored_by = reward_model(cfg, tokenizer)
+    with load_reward(reward_sources(cfg), reward_settings(cfg), tokenizer, scored_by) as reward:
         reward.probe(data.prompts)
         with ray_session(ray_settings(cfg, spec)) as logs:
             _link(output / "logs", logs)
             remote = build_roles(spec)
+            if scored_by is not None and remote.scorer is not None:
+                scored_by.connect(remote.scorer)
             tracker = open_tracking(cfg.logger, cfg.ckpt, cfg, latest.step if latest else None)
             line = StepProgress(data.source.total_steps, SHOWN, every=cfg.logger.logging_steps)
             journal = Journal(
@@ -79,13 +83,27 @@ def run(parsed: Parsed) -> int:
             finally:
                 line.close()
                 tracker.close()
-            remote.policy.export(output / "model")
-            if remote.critic is not None and cfg.critic.save_value_network:
-                remote.critic.export(output / "critic")
+            _export(cfg, remote, output)
     result = _result(cfg, steps, time.monotonic() - start, rollouts)
     (output / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     _say_result(result, cfg)
     return 0
+
+
+def _check_models(cfg: RLConfig) -> None:
+    """Of every model, what its files tell without being loaded."""
+    names = [cfg.actor.model_name_or_path, cfg.reward.model_name_or_path, cfg.critic.model_name_or_path]
+    for name in dict.fromkeys(names):
+        if name is not None:
+            check_model(name)
+
+
+def _export(cfg: RLConfig, remote: RemoteRoles, output: Path) -> None:
+    remote.policy.export(output / "model")
+    if cfg.ds.lora.rank:
+        remote.policy.export_adapters(output / "adapters")
+    if remote.critic is not None and cfg.critic.save_value_network:
+        remote.critic.export(output / "critic")
 
 
 def _link(link: Path, folder: Path) -> None:

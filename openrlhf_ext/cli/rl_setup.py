@@ -8,11 +8,14 @@ from openrlhf_ext.cli.specs import split_settings
 from openrlhf_ext.config import RLConfig
 from openrlhf_ext.data.prompts import PromptSettings
 from openrlhf_ext.data.tables import parse_probs
+from openrlhf_ext.data.tokenizer import load_tokenizer
+from openrlhf_ext.models.load import load_config
 from openrlhf_ext.ops.advantage import AdvantageSettings
 from openrlhf_ext.ops.length_penalty import LengthPenalties
 from openrlhf_ext.ops.mismatch import CorrectionSettings
 from openrlhf_ext.ops.policy_loss import PolicyLossSettings
 from openrlhf_ext.rewards.load import RewardSettings
+from openrlhf_ext.rewards.model import ModelSource
 from openrlhf_ext.trainers.objectives import PolicyObjective, ValueObjective
 from openrlhf_ext.trainers.rl import RLSettings
 from openrlhf_ext.types import Sampling, derive_seed
@@ -40,6 +43,27 @@ def prompt_settings(cfg: RLConfig, dataset: str, split: str, probs: str | None, 
 def reward_settings(cfg: RLConfig) -> RewardSettings:
     reward = cfg.reward
     return RewardSettings(reward.on_error, reward.weights, reward.timeout_s, max_retries=reward.max_retries)
+
+
+def reward_sources(cfg: RLConfig) -> list[str]:
+    """The files and URLs that rewards come from."""
+    return [part.strip() for part in (cfg.reward.remote_url or "").split(",") if part.strip()]
+
+
+def reward_model(cfg: RLConfig, tokenizer: PreTrainedTokenizerBase) -> ModelSource | None:
+    """The reward model as a source of rewards, where there is one. Raises DataError for a tokenizer that is no use."""
+    path = cfg.reward.model_name_or_path
+    if path is None:
+        return None
+    own = load_tokenizer(path, fast=not cfg.data.disable_fast_tokenizer)
+    longest = getattr(load_config(path).get_text_config(), "max_position_embeddings", None)
+    return ModelSource(
+        path,
+        own,
+        tokenizer,
+        max_tokens=longest or cfg.data.max_len,
+        templated=cfg.data.apply_chat_template,
+    )
 
 
 def sampling_of(cfg: RLConfig) -> Sampling:

@@ -131,6 +131,12 @@ class RemotePolicy(RemoteTrained):
     def logprobs(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
         return self._own.logprobs(batch, temperature)
 
+    def export_adapters(self, folder: Path) -> None:
+        """The adapters alone, as peft writes them."""
+        self._phases.enter(self.file_phase)
+        calls = [worker.export_adapters.remote(str(folder.absolute())) for worker in self.group.workers]
+        gather(calls, f"the adapters to be written to {folder}")
+
     def publish(self, version: int) -> Report:
         self._phases.enter("publish")
         gather([worker.publish.remote(version) for worker in self.group.workers], "the weights to reach the engines")

@@ -134,6 +134,10 @@ class TrainWorker:
         self.engine.export(Path(folder))
 
     @ray.method
+    def export_adapters(self, folder: str) -> None:
+        self.engine.export_adapters(Path(folder))
+
+    @ray.method
     def sleep(self) -> None:
         self.engine.sleep()
 

@@ -101,7 +101,7 @@ class RewardSection:
 
 @dataclass(frozen=True, slots=True)
 class AdvantageSection:
-    estimator: AdvantageEstimator = flag("reinforce", "how rewards become advantages (gae: with a critic)", common=True)
+    estimator: AdvantageEstimator = flag("gae", "how rewards become advantages (gae: with a critic)", common=True)
     gamma: float = flag(1.0, "discount of later rewards (gae, reinforce)")
     lambd: float = flag(1.0, "lambda of gae: 1 is unbiased, 0 trusts the critic alone")
     norm: Literal["auto", "none", "mean", "std"] = flag(

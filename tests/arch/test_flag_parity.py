@@ -25,7 +25,6 @@ GB = "a number of GB may be a fraction"
 
 # (command, flag, what differs): (theirs, ours, why)
 DIFFERENCES: dict[tuple[str, str, str], tuple[Any, Any, str]] = {
-    ("rl", "algo.advantage.estimator", "default"): ("gae", "reinforce", "gae needs the critic, which is not here yet"),
     ("rl", "vllm.num_engines", "default"): (None, 1, "rollouts always come from an engine; None fails in OpenRLHF"),
     ("rl", "vllm.num_engines", "type"): ("int or None", "int", "the same"),
     ("rl", "logger.wandb.run_name", "default"): ("(dated)", None, DATED),

@@ -35,7 +35,7 @@ FLAGS = shlex.split("""
 --data.prompt_dataset train.jsonl --data.label_key answer --data.max_len 48 --rollout.max_new_tokens 12
 --rollout.batch_size 8 --rollout.n_samples_per_prompt 4 --rollout.micro_batch_size 8
 --train.batch_size 16 --train.micro_batch_size 8 --train.num_episodes 2 --actor.adam.lr 3e-3
---eval.dataset held_out.jsonl --ckpt.save_steps 2
+--algo.advantage.estimator reinforce --eval.dataset held_out.jsonl --ckpt.save_steps 2
 """)
 
 

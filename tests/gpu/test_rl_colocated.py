@@ -41,7 +41,7 @@ FLAGS = f"""
 --rollout.batch_size {PROMPTS} --rollout.n_samples_per_prompt {SAMPLES} --rollout.max_new_tokens {NEW_TOKENS}
 --rollout.micro_batch_size 16 --data.max_len 640 --train.batch_size {PROMPTS * SAMPLES} --train.micro_batch_size 16
 --actor.adam.lr 3e-4 --actor.lr_scheduler constant --algo.kl.estimator k3
---vllm.gpu_memory_utilization 0.4 --ckpt.disable_ds
+--algo.advantage.estimator reinforce --vllm.gpu_memory_utilization 0.4 --ckpt.disable_ds
 """.split()
 
 

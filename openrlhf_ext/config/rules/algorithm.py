@@ -108,13 +108,12 @@ def _correction(config: RLConfig) -> tuple[str, str, str, tuple[float, ...]]:
 
 
 def filtering_has_scores_to_compare(config: RLConfig, explicit: Explicit) -> Iterator[Violation]:
-    flag = "--algo.dynamic_filtering_enable"
-    if not config.algo.dynamic_filtering_enable:
-        return
-    if config.rollout.n_samples_per_prompt < 2:
-        yield Violation(flag, None, "a group is one answer; set --rollout.n_samples_per_prompt to 2 or more")
-    if config.reward.remote_url is None:
-        yield Violation(flag, None, "groups are filtered by scores known while sampling; set --reward.remote_url")
+    if config.algo.dynamic_filtering_enable and config.rollout.n_samples_per_prompt < 2:
+        yield Violation(
+            "--algo.dynamic_filtering_enable",
+            None,
+            "a group is one answer; set --rollout.n_samples_per_prompt to 2 or more",
+        )
 
 
 def generation_is_whole_batches(config: RLConfig, explicit: Explicit) -> Iterator[Violation]:

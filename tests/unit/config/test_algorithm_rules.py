@@ -169,11 +169,6 @@ def test_what_is_allowed(text: str):
     rl(text)
 
 
-def test_filtering_needs_scores_while_sampling():
-    with pytest.raises(ConfigError, match=r"set --reward\.remote_url"):
-        rl(FILTER + PAIR, rewards=RM)
-
-
 def test_sft_has_no_adapters_yet():
     for text in ("--ds.lora.rank 8", "--ds.load_in_4bit"):
         with pytest.raises(ConfigError, match="LoRA and QLoRA for sft"):

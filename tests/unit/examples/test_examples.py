@@ -191,7 +191,7 @@ def quick_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Module
             result = {"reward_before": 0.1, "reward_after": 0.2, "steps": 1, "checkpoint": "c", "rollouts": "r"}
             (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
-    monkeypatch.setattr(run, "_call", call)
+    monkeypatch.setattr(run, "call", call)
     return run, calls
 
 
@@ -226,7 +226,7 @@ def test_a_folder_with_a_run_is_continued_or_refused(
     assert calls[0][-1] == "--ckpt.load_enable"
 
 
-def test_a_model_of_ones_own_needs_no_warm_up(
+def test_a_model_of_ones_own_needs_nowarm_up(
     quick_start: tuple[ModuleType, list[list[str]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     run, calls = quick_start
