@@ -77,6 +77,27 @@ def test_a_critic_on_other_ranks_gets_the_same_optimizer_steps(tmp_path: Path) -
         assert of_policy[0].denominators == of_critic[0].denominators == of_critic[1].denominators
 
 
+def test_the_critics_values_are_what_returns_are_made_of(tmp_path: Path) -> None:
+    """With lambda 0 the return of an action is the value expected after it, of the last one the reward."""
+    advantage = AdvantageSettings(estimator="gae", lambd=0.0, norm="none")
+    job = Job(tmp_path, prompts=4, episodes=1, settings=replace(PPO, advantage=advantage))
+    job.run()
+    assert job.critic is not None
+    rewards = [member.score.value for group in job.recorded()[0].groups for member in group.members]
+    checked = 0
+    for of_critic, of_policy in zip(
+        job.critic.updates[0][0][0].micro_batches, job.policy.updates[0][0][0].micro_batches, strict=True
+    ):
+        for b, row in enumerate(of_critic.rows):
+            actions = of_critic.action_BA[b]
+            values, returns = (of_critic.columns[name][b][actions].tolist() for name in ("values", "returns"))
+            assert returns == pytest.approx([*values[1:], rewards[row]], abs=1e-6)
+            gained = [after - before for after, before in zip(returns, values, strict=True)]
+            assert of_policy.columns["advantages"][b][actions].tolist() == pytest.approx(gained, abs=1e-6)
+            checked += len(values) > 1 and all(values)
+    assert checked > 8
+
+
 def test_ppo_learns_and_its_critic_explains_the_returns(tmp_path: Path) -> None:
     job = Job(tmp_path, episodes=10, prompts=16, evaluates=True, settings=PPO, lr=2.0)
     job.run()
