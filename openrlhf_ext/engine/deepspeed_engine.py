@@ -140,6 +140,9 @@ class DeepSpeedEngine:
         """
         assert not self.asleep, "a sleeping model has no weights on its device"
         weights = list(named_weights(self.model.model))
+        if self.stage == 3:
+            # A forward fetches ahead what it expects to be asked for next: let that arrive, or it cannot be gathered.
+            self._runner.optimizer.empty_partition_cache()
         for bucket in plan_buckets([weight.nbytes for weight in weights], bucket_bytes):
             with self._gathered([part for weight in weights[bucket] for part in weight.parts]):
                 yield [(weight.name, weight.full()) for weight in weights[bucket]]
