@@ -1,4 +1,4 @@
-"""A critic under DeepSpeedEngine equals a plain torch loop however it is sharded; a reward model equals transformers."""
+"""A critic under DeepSpeedEngine equals plain torch however it is sharded; a reward model equals transformers."""
 
 from __future__ import annotations
 
