@@ -95,18 +95,16 @@ def tree_seconds(pid: int) -> float:
 
 
 def take_turns(
-    play: Callable[[str], tuple[Turn, float]], sides: Sequence[str], rounds: Mapping[str, int], *, repeats: int
+    play: Callable[[str], tuple[Turn, float]], sides: Sequence[str], rounds: int, *, repeats: int
 ) -> dict[str, Turns]:
-    """Let the sides play in turn until each has its number of rounds.
+    """Let the sides play in turn, one turn each a round.
 
     `play(side)` returns the turn and the cores that others used meanwhile. A disturbed turn is played again at once,
     at most `repeats` times a side; after that it is kept, and counted as disturbed.
     """
     turns = {side: Turns() for side in sides}
-    for number in range(max(rounds.values())):
+    for _ in range(rounds):
         for side in sides:
-            if number >= rounds[side]:
-                continue
             record = turns[side]
             turn, busy = play(side)
             while busy > QUIET_CORES and record.discarded < repeats:

