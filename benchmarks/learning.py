@@ -27,7 +27,7 @@ from run import call, warm_up  # noqa: E402
 from task import write_task  # noqa: E402
 
 # Two optimizer steps for each rollout step, so that ratios move and the clipped losses differ.
-SHARED = "--rollout.batch_size 32 --rollout.n_samples_per_prompt 8 --train.batch_size 128 --actor.max_norm 1.0"
+SHARED = "--rollout.batch_size 32 --rollout.n_samples_per_prompt 8 --train.batch_size 128 --algo.kl.init_coef 0"
 CRITIC = "--critic.num_gpus_per_node 1 --critic.adam.lr 1e-3 --critic.lr_warmup_ratio 0.05 --critic.freezing_steps 4"
 ESTIMATOR = "--algo.advantage.estimator"
 SETS: Mapping[str, Mapping[str, str]] = {
@@ -58,7 +58,7 @@ def main() -> int:
     parser.add_argument("--set", choices=SETS, default="algorithms")
     parser.add_argument("--only", nargs="+", help="these rows of the set")
     parser.add_argument("--seeds", type=int, nargs="+")
-    parser.add_argument("--steps", type=int, default=60, help="rollout steps of each job")
+    parser.add_argument("--steps", type=int, default=40, help="rollout steps of each job")
     parser.add_argument("--output", type=Path, default=Path("outputs/learning"))
     parser.add_argument("--json", type=Path, help="write the table here as well")
     own, flags = parser.parse_known_args()
