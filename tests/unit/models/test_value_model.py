@@ -221,6 +221,12 @@ def test_a_head_is_trained_beside_adapters(causal):
         assert torch.equal(model(*batch()).value_BA, bare(*batch()).value_BA), "new adapters change nothing"
 
 
+def test_a_new_head_is_not_quantised(causal):
+    pytest.importorskip("bitsandbytes")
+    four_bits = build_model(spec(causal, load_in_4bit=True, lora=LoraSpec(rank=2)), seed=1)
+    assert torch.equal(four_bits.model.score.weight, build_model(spec(causal), seed=1).model.score.weight)
+
+
 def test_a_pad_token_is_told_but_still_learned(causal, tmp_path):
     """transformers needs its id to score a batch; an embedding that is told of it would not learn that token."""
     for file in causal.iterdir():
