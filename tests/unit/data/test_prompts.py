@@ -22,7 +22,9 @@ def test_chat_template_takes_a_text_or_messages(tokenizer, jsonl):
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     path = jsonl([{"input": "Hi"}, {"input": messages}])
     settings = PromptSettings(path, apply_chat_template=True, input_template="ignored, as in OpenRLHF")
-    texts = [prompt.text for prompt in load_prompts(settings, tokenizer).prompts]
+    prompts = load_prompts(settings, tokenizer).prompts
+    assert [prompt.messages for prompt in prompts] == [messages[1:], messages], "for readers with another template"
+    texts = [prompt.text for prompt in prompts]
     user = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert texts == [user, "<|im_start|>system\nBe brief.<|im_end|>\n" + user]
     ids = load_prompts(settings, tokenizer).prompts[0].token_ids
