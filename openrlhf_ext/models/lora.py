@@ -16,7 +16,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from openrlhf_ext.errors import DataError
 from openrlhf_ext.models.spec import LoraSpec
@@ -46,6 +46,13 @@ def with_adapters(model: PreTrainedModel, lora: LoraSpec, seed: int, *, head: nn
         # In the type of the model: the optimizer keeps its own float32 copy of what it trains.
         lora_A.data = drawn.to(lora_A.device, model.dtype)
         lora_B.data = lora_B.data.to(model.dtype)
+
+
+def check_targets(config: PreTrainedConfig, lora: LoraSpec) -> None:
+    """Raises DataError for a target that a causal LM of this architecture does not have; no weight is read."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    _targets(model, lora.target_modules, model.get_output_embeddings())
 
 
 def adapted_layers(model: nn.Module) -> list[LoraLayer]:

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from openrlhf_ext.errors import DataError
 from openrlhf_ext.models.build import build_model
 from openrlhf_ext.models.export import named_weights
-from openrlhf_ext.models.lora import adapted_layers, adapters_off, halves, is_adapter
+from openrlhf_ext.models.lora import adapted_layers, adapters_off, check_targets, halves, is_adapter
 from openrlhf_ext.models.spec import LoraSpec, ModelSpec
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -62,6 +62,10 @@ def test_all_linear_leaves_out_the_output_head(folder):
 def test_a_target_that_cannot_have_an_adapter_is_refused_with_those_that_can(folder, target):
     with pytest.raises(DataError, match=rf"^{target} is no linear module .*down_proj, gate_proj, .*all-linear\.$"):
         policy(folder, target_modules=("q_proj", target))
+    config = AutoConfig.from_pretrained(folder)
+    with pytest.raises(DataError, match=rf"^{target} is no linear module"):
+        check_targets(config, LoraSpec(rank=3, target_modules=("q_proj", target)))
+    check_targets(config, LoraSpec(rank=3, target_modules=("q_proj",)))
 
 
 def test_only_adapters_are_trained(folder):

@@ -114,3 +114,12 @@ def test_one_evaluation_would_have_spoiled_them(folder, monkeypatch):
         layer.get_base_layer().support_avx512bf16_for_cpu = True
     evaluate(model)
     assert len(repacked) == 14
+
+
+def test_the_head_of_a_critic_stays_whole_and_learns(folder):
+    spec = ModelSpec(str(folder), dtype="fp32", kind="value", lora=LoraSpec(rank=3), load_in_4bit=True)
+    model = build_model(spec, seed=1).train()
+    assert model.head.weight.dtype == torch.float32 and model.head.weight.requires_grad
+    model(*batch()).value_BA.sum().backward()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad and "lora_" not in name}
+    assert trained == {"model.score.weight"} and model.head.weight.grad.abs().max() > 0
