@@ -1,4 +1,5 @@
-"""Adapters in a DeepSpeedEngine: trained as by peft alone, left out, merged, saved; whole and 4-bit weights."""
+"""Adapters in a DeepSpeedEngine on two ranks, on whole and on 4-bit weights: trained as by peft alone, left out, saved,
+and merged into weights with which a real vLLM engine says what the trainer says."""
 
 from __future__ import annotations
 
@@ -7,56 +8,58 @@ import lora_scenarios
 import pytest
 import torch
 from engine_scenarios import plain_logprobs, rows
+from lora_scenarios import RUNS, SLEEPERS, given_rows
 from peft import PeftModel
+from served_model import EngineProcess, build_model
 from transformers import AutoModelForCausalLM
 
-pytestmark = pytest.mark.timeout(400)
+from openrlhf_ext.device import Device
+from openrlhf_ext.rollout.transfer import make_sender
+from openrlhf_ext.rollout.vllm_engine import EngineSettings
 
-STAGES = [0, 2, 3]
-VARIANTS = ["whole, dropout", "sharded, bf16", "4-bit", "4-bit, stage 2", "4-bit, bf16"]
-EVERY = [*(("two", stage) for stage in STAGES), *(("one", variant) for variant in VARIANTS)]
+CPU = Device("cpu", 0, frozenset({"bf16"}))
+TOLERANCE = 1e-4
+SERVED = ("stage 3", "stage 2, 4-bit")
+
+pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lora")
-    for name, tied in (("two", True), ("one", False)):
-        scenarios.build_model(folder / name, tied=tied)
-    torch.manual_seed(5)
-    other = AutoModelForCausalLM.from_config(AutoModelForCausalLM.from_pretrained(folder / "one").config)
-    other.save_pretrained(folder / "other")
+    model = build_model(folder / "base", tied=True)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(1.01)
+    model.save_pretrained(folder / "other")
     return folder
 
 
 @pytest.fixture(scope="module")
 def answers(folder):
-    two = scenarios.spawn(2, lora_scenarios.two_ranks, folder, folder / "two", folder)
-    one = scenarios.spawn(1, lora_scenarios.one_rank, folder, folder / "one", folder, folder / "other")
-    return {"two": two, "one": [one[0]["runs"]], "rest": one[0]}
+    """Of every rank."""
+    return scenarios.spawn(2, lora_scenarios.every_run, folder, folder / "base", folder / "other", folder)
+
+
+@pytest.fixture(params=RUNS)
+def name(request):
+    return request.param
 
 
 @pytest.fixture
-def runs(request, answers):
-    """What every rank says of a run."""
-    world, name = request.param
-    return [answer[name] for answer in answers[world]]
+def runs(answers, name):
+    return [answer["runs"][name] for answer in answers]
 
 
-every = pytest.mark.parametrize("runs", EVERY, indirect=True, ids=str)
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_three_steps_equal_plain_peft(answers, folder, stage):
-    plain = lora_scenarios.plain_peft_training(folder / "two")
-    runs = [answer[stage] for answer in answers["two"]]
+@pytest.mark.parametrize("name", ["stage 0", "stage 2", "stage 3"])
+def test_three_steps_equal_plain_peft(runs, folder):
+    plain = lora_scenarios.plain_peft_training(folder / "base")
     for index, expected in enumerate(plain["losses"]):
         reports = [[*run["reports"], run["last"]][index] for run in runs]
         assert sum(report["loss"].value for report in reports) == pytest.approx(expected, rel=1e-5)
     for run in runs:
-        torch.testing.assert_close(run["logp"], plain["logp"], rtol=0, atol=1e-5)
+        torch.testing.assert_close(run["logp"], plain["logp"], rtol=0, atol=5e-5)
 
 
-@every
 def test_new_adapters_and_adapters_left_out_are_the_base_bit_for_bit(runs):
     for run in runs:
         assert torch.equal(run["fresh"], run["base"])
@@ -64,7 +67,6 @@ def test_new_adapters_and_adapters_left_out_are_the_base_bit_for_bit(runs):
         assert (run["logp"] - run["base"]).abs().max() > 0.1
 
 
-@every
 def test_resumes_bit_for_bit(runs):
     for run in runs:
         again = run["again"]
@@ -73,43 +75,38 @@ def test_resumes_bit_for_bit(runs):
         assert all(torch.equal(again["weights"][name], weight) for name, weight in run["weights"].items())
 
 
-@every
-def test_merged_weights_give_the_trainers_log_probs(runs, request, folder):
-    world, name = request.node.callspec.params["runs"]
-    half = "bf16" in str(name)
+def test_merged_weights_give_the_trainers_log_probs(runs, name, folder):
+    half = "bf16" in name
     for run in runs:
-        model = AutoModelForCausalLM.from_pretrained(folder / world, dtype=torch.bfloat16 if half else torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.bfloat16 if half else torch.float32)
         assert set(run["weights"]) == {name for name, _ in model.named_parameters()}
         model.load_state_dict(run["weights"], strict=False)
         with torch.no_grad():
             expected_BA = plain_logprobs(model, rows(0), 1.0)[0]
-        torch.testing.assert_close(run["logp"], expected_BA, rtol=0, atol=0.2 if half else 1e-5)
+        error_BA = (run["logp"] - expected_BA).abs()
+        assert error_BA.max() < 5e-5 if not half else error_BA[run["logp"] != 0].mean() < 0.2
 
 
-@every
-def test_a_checkpoint_holds_no_frozen_weight(runs, request, folder):
-    world, name = request.node.callspec.params["runs"]
-    state = folder / (f"two-{name}" if world == "two" else name) / "deepspeed"
-    found = {}
-    for file in state.glob("*model_states.pt"):
+def test_a_checkpoint_holds_no_frozen_weight(runs, name, folder):
+    found: dict[str, object] = {}
+    for file in (folder / name / "deepspeed").glob("*model_states.pt"):
         found |= torch.load(file, weights_only=False)["module"]
     assert found and all(".lora_" in key for key in found)
 
 
-@pytest.mark.parametrize(("world", "name"), [("two", "two-3"), ("one", "4-bit")])
-def test_exported_adapters_and_the_exported_model_are_what_was_trained(answers, folder, world, name):
-    run = answers[world][0][3 if world == "two" else name]
+@pytest.mark.parametrize("name", SERVED)
+def test_exported_adapters_and_the_exported_model_are_what_was_trained(runs, name, folder):
     merged = AutoModelForCausalLM.from_pretrained(folder / name / "merged")
     assert getattr(merged.config, "quantization_config", None) is None
-    base = AutoModelForCausalLM.from_pretrained(folder / world)
-    if name == "4-bit":  # the adapters were trained on what the 4 bits mean
-        weights = lora_scenarios.base_weights(folder / world)
-        base.load_state_dict(weights, strict=False)
-    adapted = PeftModel.from_pretrained(base, folder / name / "adapters")
-    assert adapted.peft_config["default"].base_model_name_or_path == str(folder / world)
-    for model in (merged, adapted.eval()):
+    base = AutoModelForCausalLM.from_pretrained(folder / "base")
+    if "4-bit" in name:  # the adapters were trained on what the 4 bits mean
+        base.load_state_dict(lora_scenarios.base_weights(folder / "base"), strict=False)
+    adapted = PeftModel.from_pretrained(base, folder / name / "adapters").eval()
+    assert adapted.peft_config["default"].base_model_name_or_path == str(folder / "base")
+    for model in (merged, adapted):
         with torch.no_grad():
-            torch.testing.assert_close(plain_logprobs(model, rows(0), 1.0)[0], run["logp"], rtol=0, atol=1e-5)
+            logp_BA = plain_logprobs(model, rows(0), 1.0)[0]
+        torch.testing.assert_close(logp_BA, runs[0]["logp"], rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize(
@@ -123,16 +120,57 @@ def test_exported_adapters_and_the_exported_model_are_what_was_trained(answers, 
     ],
 )
 def test_a_state_of_other_adapters_or_another_base_is_refused(answers, change, sentence):
-    assert sentence in answers["rest"]["refusals"][change]
+    assert all(sentence in answer["refusals"][change] for answer in answers)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_only_what_is_trained_has_float32_copies_and_moments(answers, stage):
-    masters, moments, trained = answers["rest"]["masters"][stage]
-    assert trained > 1000 and masters == moments == trained
+    for answer in answers:
+        copies, moments, trained = answer["masters"][stage]
+        assert copies == moments == pytest.approx(trained / 2, rel=0.01)
 
 
-@pytest.mark.parametrize("stage", lora_scenarios.SLEEPERS, ids=str)
-def test_a_sleep_moves_frozen_weights_too_and_changes_nothing(answers, stage):
-    same, stayed = answers["rest"]["slept"][stage[0], stage[1]]
-    assert same and not stayed
+@pytest.mark.parametrize("sleeper", SLEEPERS)
+def test_a_sleep_moves_frozen_weights_too_and_changes_nothing(answers, sleeper):
+    for answer in answers:
+        same, stayed = answer["slept"][sleeper]
+        assert same and not stayed
+
+
+@pytest.fixture(scope="module")
+def engine(answers, folder):
+    """vLLM, started from the folder that the policy with adapters on sharded weights was exported to."""
+    model = str(folder / SERVED[0] / "merged")
+    settings = EngineSettings(
+        model=model, transport="shared_memory", max_model_len=64, dtype="float32", kv_cache_gb=0.03
+    )
+    engine = EngineProcess(settings, CPU)
+    yield engine
+    engine.close()
+
+
+def assert_same_logprobs(engine, logp_BA):
+    batch = given_rows()
+    given = [tokens[:length].tolist() for tokens, length in zip(batch.tokens_BT, batch.lengths_B, strict=True)]
+    for row, found in enumerate(engine.call("logprobs", given)):
+        torch.testing.assert_close(torch.tensor(found), logp_BA[row, : len(found)], rtol=0, atol=TOLERANCE)
+
+
+def test_an_engine_started_from_the_export_says_what_the_trainer_says(engine, answers):
+    logp_BA, _ = answers[0]["runs"][SERVED[0]]["published"][1]
+    assert_same_logprobs(engine, logp_BA)
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_after_each_publish_the_engine_says_what_the_trainer_says(engine, runs):
+    moments = runs[0]["published"]
+    assert (moments[1][0] - moments[0][0]).abs().max() > 0.1, "training went on between them"
+    for logp_BA, buckets in moments:
+        sender = make_sender("shared_memory")
+        version = engine.call("version") + 1
+        engine.call("begin_update")
+        assert len(buckets) > 3
+        for bucket in buckets:
+            sender.send(bucket, lambda payload: engine.start("load_bucket", payload))
+        engine.call("end_update", version)
+        assert_same_logprobs(engine, logp_BA)
