@@ -26,8 +26,9 @@ def chunked_logprobs(
     """log p(target | hidden) in nats, and the entropy of the whole distribution where asked for.
 
     The head sees at most `chunk` positions at a time, and its logits are computed again in the
-    backward pass instead of being kept: the peak is a few times (chunk, V). The softmax is taken in
-    float32 (float64 for float64 logits) of `logits / temperature`; both results have that type.
+    backward pass instead of being kept, but for the last chunk's, where that pass begins: the peak
+    is a few times (chunk, V). The softmax is taken in float32 (float64 for float64 logits) of
+    `logits / temperature`; both results have that type.
 
     `lm_head` is called ceil(N / chunk) times, at least once. Where a call is a collective (a module
     whose weight is sharded) the ranks must agree on that number, so gather the weight around this
@@ -46,9 +47,10 @@ def chunked_logprobs(
     def recomputed_chunk(hidden_nH: Tensor, targets_n: Tensor) -> tuple[Tensor, Tensor | None]:
         return checkpoint(one_chunk, hidden_nH, targets_n, use_reentrant=False, preserve_rng_state=False)
 
-    run = recomputed_chunk if torch.is_grad_enabled() else one_chunk
     # split, not slices: the backward of a slice is a zero tensor of the full (N, H) for every chunk.
-    parts = [run(h, t) for h, t in zip(hidden_NH.split(chunk), targets_N.split(chunk), strict=True)]
+    *earlier, last = zip(hidden_NH.split(chunk), targets_N.split(chunk), strict=True)
+    run = recomputed_chunk if torch.is_grad_enabled() else one_chunk
+    parts = [*(run(*part) for part in earlier), one_chunk(*last)]
     logp_N = torch.cat([logp_n for logp_n, _ in parts])
     return logp_N, torch.cat([entropy_n for _, entropy_n in parts if entropy_n is not None]) if entropy else None
 
