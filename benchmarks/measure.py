@@ -5,6 +5,7 @@ Times in seconds of wall clock, CPU in core-seconds.
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import psutil
 
 QUIET_CORES = 0.1
-"""A turn counts if, on average, other processes used at most so many cores during it."""
+"""A turn counts if, on average, processes that are none of the benchmark's used at most so many cores during it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +32,29 @@ class Turn:
     details: Any = None
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Cores used during a turn, on average, beside the side whose turn it was.
+
+    `others` by processes that are none of the benchmark's, `idle` by the sides that waited (Ray's daemons, mostly).
+    """
+
+    others: float
+    idle: float = 0.0
+
+
 @dataclass(slots=True)
 class Turns:
-    """The turns of one side, with the cores that other processes used meanwhile."""
+    """The turns of one side, with what else ran meanwhile."""
 
     kept: list[Turn] = field(default_factory=list)
-    busy: list[float] = field(default_factory=list)
+    loads: list[Load] = field(default_factory=list)
     discarded: int = 0
 
     @property
     def disturbed(self) -> int:
         """Turns that were kept although the machine was not quiet: the bound on repeats was reached."""
-        return sum(busy > QUIET_CORES for busy in self.busy)
+        return sum(load.others > QUIET_CORES for load in self.loads)
 
     def seconds(self) -> float:
         return statistics.median(turn.seconds for turn in self.kept)
@@ -55,20 +67,26 @@ class Turns:
 
 @dataclass(frozen=True, slots=True)
 class Stopwatch:
-    """CPU time of the whole machine, and of one process with all it started, since the clock `wall`."""
+    """The clock, and core-seconds so far: of the whole machine, of the benchmark, of the side whose turn it is."""
 
     wall: float
     machine: float
-    own: float
+    benchmark: float
+    side: float
 
     @classmethod
-    def read(cls, pid: int) -> Stopwatch:
-        return cls(time.perf_counter(), machine_seconds(psutil.cpu_times()), tree_seconds(pid))
+    def read(cls, side: int) -> Stopwatch:
+        """`side` is its process; the benchmark's is this one."""
+        return cls(
+            time.perf_counter(), machine_seconds(psutil.cpu_times()), tree_seconds(os.getpid()), tree_seconds(side)
+        )
 
-    def others(self, later: Stopwatch) -> float:
-        """Cores that everything but that process used, on average, between this reading and a later one."""
+    def load(self, later: Stopwatch) -> Load:
+        """Between this reading and a later one."""
         wall = later.wall - self.wall
-        return max(0.0, (later.machine - self.machine) - (later.own - self.own)) / wall if wall > 0 else 0.0
+        ours = later.benchmark - self.benchmark
+        others, idle = later.machine - self.machine - ours, ours - (later.side - self.side)
+        return Load(max(others, 0.0) / wall, max(idle, 0.0) / wall)
 
 
 def machine_seconds(times: Any) -> float:
@@ -95,21 +113,21 @@ def tree_seconds(pid: int) -> float:
 
 
 def take_turns(
-    play: Callable[[str], tuple[Turn, float]], sides: Sequence[str], rounds: int, *, repeats: int
+    play: Callable[[str], tuple[Turn, Load]], sides: Sequence[str], rounds: int, *, repeats: int
 ) -> dict[str, Turns]:
     """Let the sides play in turn, one turn each a round.
 
-    `play(side)` returns the turn and the cores that others used meanwhile. A disturbed turn is played again at once,
+    `play(side)` returns the turn and what else ran meanwhile. A disturbed turn is played again at once,
     at most `repeats` times a side; after that it is kept, and counted as disturbed.
     """
     turns = {side: Turns() for side in sides}
     for _ in range(rounds):
         for side in sides:
             record = turns[side]
-            turn, busy = play(side)
-            while busy > QUIET_CORES and record.discarded < repeats:
+            turn, load = play(side)
+            while load.others > QUIET_CORES and record.discarded < repeats:
                 record.discarded += 1
-                turn, busy = play(side)
+                turn, load = play(side)
             record.kept.append(turn)
-            record.busy.append(busy)
+            record.loads.append(load)
     return turns

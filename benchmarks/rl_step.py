@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from measure import Turn, take_turns
+from measure import Load, Turn, take_turns
 from report import remarks, summary, table, versions
 from rich.console import Console
 from sides.gate import Side, SideError
@@ -146,15 +146,15 @@ class _Players:
                     for _ in range(3):
                         self.play(name)
 
-    def play(self, name: str) -> tuple[Turn, float]:
+    def play(self, name: str) -> tuple[Turn, Load]:
         if name == "ours":
-            turn, busy = self._sides["ours"].play()
+            turn, load = self._sides["ours"].play()
             self._answers = turn.details
-            return turn, busy
+            return turn, load
         if name == "limit":
-            engine, busy = self._sides["limit_engine"].play(self._answers)
-            trainer, busy_too = self._sides["limit_trainer"].play(self._answers)
-            return _limit(engine, trainer), max(busy, busy_too)
+            engine, engine_load = self._sides["limit_engine"].play(self._answers)
+            trainer, trainer_load = self._sides["limit_trainer"].play(self._answers)
+            return _limit(engine, trainer), max(engine_load, trainer_load, key=lambda load: load.others)
         return self._sides["trl_grpo"].play({})
 
 

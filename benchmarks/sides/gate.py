@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from measure import Stopwatch, Turn
+from measure import Load, Stopwatch, Turn
 
 from sides.workload import Workload
 
@@ -76,15 +76,15 @@ class Side:
         theirs.close()
         return cls(name, process, mine, log)
 
-    def play(self, given: Any = ()) -> tuple[Turn, float]:
-        """One turn, and the cores that everything else on the machine used meanwhile."""
+    def play(self, given: Any = ()) -> tuple[Turn, Load]:
+        """One turn, and what else ran on the machine meanwhile."""
         before = Stopwatch.read(self.process.pid)
         try:
             self.connection.send(given)
             turn = self.connection.recv()
         except (EOFError, OSError):
             raise SideError(self.name, self.log) from None
-        return turn, before.others(Stopwatch.read(self.process.pid))
+        return turn, before.load(Stopwatch.read(self.process.pid))
 
     def end(self) -> None:
         with suppress(OSError):  # it may have ended by itself

@@ -41,7 +41,7 @@ def test_a_disturbed_turn_is_played_again(measure: ModuleType) -> None:
 
     def play(side: str) -> tuple[object, float]:
         played.append(side)
-        return measure.Turn(float(len(played)), {}), next(busy)
+        return measure.Turn(float(len(played)), {}), measure.Load(next(busy), idle=0.5)
 
     turns = measure.take_turns(play, ["ours", "trl"], 2, repeats=5)
     assert played == ["ours", "trl", "trl", "ours", "trl"], "in turn, and the disturbed one again at once"
@@ -51,13 +51,15 @@ def test_a_disturbed_turn_is_played_again(measure: ModuleType) -> None:
 
 
 def test_repeats_are_bounded_and_the_rest_is_told(measure: ModuleType) -> None:
-    turns = measure.take_turns(lambda side: (measure.Turn(1.0, {}), 1.0), ["ours"], 3, repeats=2)
+    turns = measure.take_turns(lambda side: (measure.Turn(1.0, {}), measure.Load(1.0)), ["ours"], 3, repeats=2)
     assert (len(turns["ours"].kept), turns["ours"].discarded, turns["ours"].disturbed) == (3, 2, 3)
 
 
-def test_others_are_all_but_the_process_itself(measure: ModuleType) -> None:
-    before, after = measure.Stopwatch(10.0, 100.0, 7.0), measure.Stopwatch(14.0, 105.0, 10.0)
-    assert before.others(after) == pytest.approx((5.0 - 3.0) / 4.0)
+def test_others_are_none_of_the_benchmark(measure: ModuleType) -> None:
+    before, after = measure.Stopwatch(10.0, 100.0, 7.0, 2.0), measure.Stopwatch(14.0, 106.0, 11.0, 5.0)
+    load = before.load(after)
+    assert load.others == pytest.approx((6.0 - 4.0) / 4.0)
+    assert load.idle == pytest.approx((4.0 - 3.0) / 4.0)
 
 
 def test_the_cpu_time_of_a_process_counts_as_its_own(measure: ModuleType) -> None:
@@ -70,7 +72,7 @@ def test_the_cpu_time_of_a_process_counts_as_its_own(measure: ModuleType) -> Non
 
 def turns_of(measure: ModuleType, *seconds: float, busy: float = 0.0) -> object:
     kept = [measure.Turn(value, {"generate": value / 2}, [10, 20]) for value in seconds]
-    return measure.Turns(kept, [busy] * len(kept))
+    return measure.Turns(kept, [measure.Load(busy)] * len(kept))
 
 
 def test_ratios(measure: ModuleType, report: ModuleType) -> None:
@@ -98,7 +100,7 @@ def test_figures_of_a_busy_machine_say_so(measure: ModuleType, report: ModuleTyp
 
 def test_the_table_has_a_row_for_every_phase(measure: ModuleType, report: ModuleType) -> None:
     kept = [measure.Turn(1.0, {"other": 0.5, "update": 0.5}, [1])]
-    result = report.summary({"ours": turns_of(measure, 1.0), "trl": measure.Turns(kept, [0.0])})
+    result = report.summary({"ours": turns_of(measure, 1.0), "trl": measure.Turns(kept, [measure.Load(0.0)])})
     assert report.phases_in_order(result["sides"]) == ["generate", "update", "other"]
     first = list(report.table("fixed", result).columns[0].cells)
     assert first[:4] == ["generate", "update", "other", "step"]
