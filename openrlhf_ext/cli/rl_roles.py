@@ -62,6 +62,15 @@ def roles_spec(parsed: Parsed, device: Device, schedule: Schedule) -> RolesSpec:
     )
 
 
+def model_specs(parsed: Parsed, device: Device) -> list[ModelSpec]:
+    """Every model that is loaded, as far as its files are concerned; the reference is the policy's."""
+    cfg: RLConfig = parsed.config
+    roles: list[Role] = ["actor"]
+    roles += ["critic"] if cfg.has_critic else []
+    roles += ["reward"] if cfg.has_reward_model else []
+    return [_model(parsed, role, device) for role in roles]
+
+
 def _check_engines(cfg: RLConfig, device: Device, share: bool, actor_ranks: int) -> None:
     if share and cfg.vllm.tensor_parallel_size > 1:
         raise ConfigError(

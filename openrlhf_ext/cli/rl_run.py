@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openrlhf_ext.cli.rl_roles import Schedule, ray_settings, roles_spec
+from openrlhf_ext.cli.rl_roles import Schedule, model_specs, ray_settings, roles_spec
 from openrlhf_ext.cli.rl_setup import (
     eval_sampling,
     prompt_settings,
@@ -28,7 +28,7 @@ from openrlhf_ext.data.source import PromptSource
 from openrlhf_ext.data.tokenizer import load_tokenizer
 from openrlhf_ext.device import choose_device
 from openrlhf_ext.evaluation.generation import evaluate_generation
-from openrlhf_ext.models.load import check_model
+from openrlhf_ext.models.build import check_spec
 from openrlhf_ext.ports import Generator, RewardFn
 from openrlhf_ext.rewards.load import load_reward
 from openrlhf_ext.track.metrics import read_metrics
@@ -50,7 +50,8 @@ def run(parsed: Parsed) -> int:
     device = choose_device(cfg.device.type)
     store, latest = open_store(cfg.ckpt)
     assert cfg.actor.model_name_or_path is not None
-    _check_models(cfg)
+    for model in model_specs(parsed, device):
+        check_spec(model)
     tokenizer = load_tokenizer(cfg.actor.model_name_or_path, fast=not cfg.data.disable_fast_tokenizer)
     data = _load_data(cfg, tokenizer)
     settings = rl_settings(cfg, tokenizer)
@@ -88,14 +89,6 @@ def run(parsed: Parsed) -> int:
     (output / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     _say_result(result, cfg)
     return 0
-
-
-def _check_models(cfg: RLConfig) -> None:
-    """Of every model, what its files tell without being loaded."""
-    names = [cfg.actor.model_name_or_path, cfg.reward.model_name_or_path, cfg.critic.model_name_or_path]
-    for name in dict.fromkeys(names):
-        if name is not None:
-            check_model(name)
 
 
 def _export(cfg: RLConfig, remote: RemoteRoles, output: Path) -> None:

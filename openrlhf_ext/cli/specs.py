@@ -30,6 +30,8 @@ def model_path(name: str) -> str:
 def model_spec(path: str, model: Any, ds: DsSection, device: Device, *, explicit: bool) -> ModelSpec:
     """`model` is the section with the gradient-checkpointing flags, `explicit` whether attention was chosen."""
     lora = ds.lora
+    if ds.load_in_4bit and not device.can("4bit"):
+        raise ConfigError("--ds.load_in_4bit needs bitsandbytes, which is not installed: install it, or leave it out.")
     return ModelSpec(
         path=model_path(path),
         dtype=ds.param_dtype,

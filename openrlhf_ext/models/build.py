@@ -6,9 +6,20 @@ from contextlib import nullcontext
 
 from openrlhf_ext.models.causal_lm import PolicyModel
 from openrlhf_ext.models.fresh import Writable
-from openrlhf_ext.models.lora import with_adapters
+from openrlhf_ext.models.load import check_model
+from openrlhf_ext.models.lora import check_targets, with_adapters
 from openrlhf_ext.models.spec import ModelSpec
-from openrlhf_ext.models.value_model import RewardModel, ValueModel
+from openrlhf_ext.models.value_model import RewardModel, ValueModel, check_scalar_model
+
+
+def check_spec(spec: ModelSpec) -> None:
+    """All that the files of a model tell without being loaded; DataError for what could not be built from them."""
+    if spec.kind != "causal_lm":
+        check_scalar_model(spec)
+        return
+    config = check_model(spec.path)
+    if spec.lora is not None:
+        check_targets(config, spec.lora)
 
 
 def build_model(

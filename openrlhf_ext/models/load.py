@@ -74,6 +74,17 @@ def _check_weights(folder: Path) -> None:
             ) from error
 
 
+def weight_names(path: str) -> set[str] | None:
+    """The names of the weights in a folder; None for a model on the hub, which is not there yet."""
+    if not Path(path).is_dir():
+        return None
+    names: set[str] = set()
+    for file in Path(path).glob("*.safetensors"):
+        with safe_open(file, framework="pt") as weights:
+            names |= set(weights.keys())
+    return names
+
+
 def load_causal_lm(spec: ModelSpec) -> PreTrainedModel:
     """The model in `spec.dtype`, every weight from its safetensors files.
 

@@ -22,7 +22,7 @@ from openrlhf_ext.data.tokenizer import load_tokenizer
 from openrlhf_ext.errors import DataError
 from openrlhf_ext.models.fresh import Writable, draw_normal
 from openrlhf_ext.models.hidden import hidden_states, one_position, recompute_activations, scatter
-from openrlhf_ext.models.load import check_model, load_weights
+from openrlhf_ext.models.load import check_model, load_weights, weight_names
 from openrlhf_ext.models.spec import ModelSpec
 from openrlhf_ext.ports import ScoreOutput, ValueOutput
 
@@ -79,10 +79,7 @@ class RewardModel(ScalarModel):
         """Raises DataError for a folder that is not a safetensors model that can be used, or has no head."""
         model, head_is_new = load_scalar_model(spec)
         if head_is_new:
-            raise DataError(
-                f"{spec.path} has no {_head_name(model.config, spec)}.weight, the head of a reward model: give a "
-                "reward model, or name its head by --ds.value_head_prefix."
-            )
+            raise _headless(spec, model.config)
         return cls(model, spec)
 
     def forward(
@@ -106,14 +103,32 @@ class _ScalarHead(nn.Linear):
         return F.linear(hidden_NH.float(), self.weight.float())
 
 
-def load_scalar_model(spec: ModelSpec) -> tuple[PreTrainedModel, bool]:
-    """The model, and whether its head is new, for then its weights mean nothing yet."""
+def check_scalar_model(spec: ModelSpec) -> PreTrainedConfig:
+    """The architecture of a critic or reward model, by all that its files tell without being loaded.
+
+    Raises DataError for an architecture without such a head, a reward model that has none, or one that is to be
+    normalised and does not know by what.
+    """
     config = check_model(spec.path)
     if type(config) not in AutoModelForSequenceClassification._model_mapping:
         raise DataError(
             f"{spec.path} is a {config.model_type} model, which transformers gives no head of one number: use another "
             "architecture for the critic or the reward model."
         )
+    names = weight_names(spec.path)
+    if spec.kind == "reward" and names is not None and f"{_head_name(config, spec)}.weight" not in names:
+        raise _headless(spec, config)
+    if spec.normalize and score_scale(config) is None:
+        raise DataError(
+            f"The reward model {spec.path} does not know the mean and std of its scores (config.json): leave out "
+            "--reward.normalize_enable."
+        )
+    return config
+
+
+def load_scalar_model(spec: ModelSpec) -> tuple[PreTrainedModel, bool]:
+    """The model, and whether its head is new, for then its weights mean nothing yet."""
+    config = check_scalar_model(spec)
     name = _head_name(config, spec)
     config.num_labels = 1
     renamed = {} if name == HEAD else {"key_mapping": {rf"^{re.escape(name)}\.": f"{HEAD}."}}
@@ -155,6 +170,13 @@ def score_scale(config: PreTrainedConfig) -> tuple[float, float] | None:
             "correct them, or leave out --reward.normalize_enable."
         )
     return float(mean), float(std)
+
+
+def _headless(spec: ModelSpec, config: PreTrainedConfig) -> DataError:
+    return DataError(
+        f"{spec.path} has no {_head_name(config, spec)}.weight, the head of a reward model: give a reward model, or "
+        "name its head by --ds.value_head_prefix."
+    )
 
 
 def _head_name(config: PreTrainedConfig, spec: ModelSpec) -> str:

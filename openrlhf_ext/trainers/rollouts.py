@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -16,6 +16,7 @@ from openrlhf_ext.ports import Generator, RewardFn
 from openrlhf_ext.track.phases import PhaseClock
 from openrlhf_ext.track.progress import waiting
 from openrlhf_ext.track.rollouts import RecordedStep, read_step, rollout_path, write_rollouts
+from openrlhf_ext.trainers.background import Background
 from openrlhf_ext.trainers.settings import RLSettings
 from openrlhf_ext.types import (
     FailedGroup,
@@ -29,6 +30,8 @@ from openrlhf_ext.types import (
 )
 
 FOLDER = "rollouts"
+LEFT_BEHIND_AFTER = 30.0
+"""Seconds that a run which has failed waits for its background thread."""
 """Of a checkpoint: the rollouts that are ready and not yet trained on."""
 
 
@@ -81,18 +84,20 @@ class RolloutSource:
         self._clock = clock
         self._ready: deque[StepRollouts] = deque()  # of a round that feeds several steps
         self._in_flight: deque[Future[StepRollouts | None]] = deque()
-        self._worker = ThreadPoolExecutor(1, "rollouts") if settings.max_lag else None
+        self._worker = Background("rollouts") if settings.max_lag else None
         self._stopped = threading.Event()
         self._bound = settings.max_lag + prompts.round_size // prompts.batch_size - 1
 
     def __enter__(self) -> RolloutSource:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self._stopped.set()
         if self._worker is not None:
+            self._worker.close()
             with waiting("the rollouts in flight to end"):
-                self._worker.shutdown(cancel_futures=True)
+                # After an error engines may wait for weights that never come: the run ends without them.
+                wait(self._in_flight, timeout=None if error is None else LEFT_BEHIND_AFTER)
 
     def next(self, step: int) -> StepRollouts | None:
         """The rollouts of this step; None when the prompts are used up."""

@@ -163,6 +163,18 @@ CASES = {
     "no weights": ("--actor.model_name_or_path no_weights", "no_weights has no weights", "*.safetensors"),
     "no config": ("--actor.model_name_or_path no_config", "no_config has no config.json"),
     "half of the weights": ("--actor.model_name_or_path half", "half", "safetensors", "complete"),
+    "a reward model without a head": (
+        "--reward.model_name_or_path model",
+        "model has no score.weight, the head of a reward model",
+        "--ds.value_head_prefix",
+    ),
+    "an adapter for a module that is not there": (
+        "--ds.lora.rank 4 --ds.lora.target_modules q_proj qkv",
+        "qkv is no linear module of the model",
+        "name some of",
+        "q_proj",
+    ),
+    "4 bits without adapters": ("--ds.load_in_4bit", "--ds.load_in_4bit", "--ds.lora.rank"),
     # --- machines
     "flash attention on a CPU": (
         "--ds.attn_implementation flash_attention_2",

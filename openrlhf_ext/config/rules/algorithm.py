@@ -116,6 +116,17 @@ def filtering_has_scores_to_compare(config: RLConfig, explicit: Explicit) -> Ite
         )
 
 
+def the_kl_weight_stays_above_zero(config: RLConfig, explicit: Explicit) -> Iterator[Violation]:
+    """One step moves it by at most a fifth of rollouts / horizon."""
+    rollouts = config.rollout.batch_size * config.rollout.n_samples_per_prompt
+    if config.algo.kl.target is not None and 0 < 5 * config.algo.kl.horizon <= rollouts:
+        yield Violation(
+            "--algo.kl.horizon",
+            config.algo.kl.horizon,
+            f"a step of {rollouts} rollouts could turn the weight of the KL to zero; give more than {rollouts // 5}",
+        )
+
+
 def generation_is_whole_batches(config: RLConfig, explicit: Explicit) -> Iterator[Violation]:
     size, batch = config.rollout.vllm_generate_batch_size, config.rollout.batch_size
     if size is not None and size > 0 and batch > 0 and size % batch:
@@ -161,6 +172,7 @@ ALGORITHM_RULES: tuple[Rule, ...] = (
     threshold_is_one_or_two_bounds,
     gspo_corrects_by_its_own_ratio,
     filtering_has_scores_to_compare,
+    the_kl_weight_stays_above_zero,
     generation_is_whole_batches,
     async_engines_stay_awake,
     four_bits_are_whole,

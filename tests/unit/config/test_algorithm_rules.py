@@ -67,6 +67,7 @@ FORBIDDEN = [
     ("--algo.kl.init_coef 0 --algo.kl.target 0.1", "without --algo.kl.init_coef above 0"),
     ("--algo.kl.target 0", "above 0"),
     ("--algo.kl.target 0.1 --algo.kl.horizon 0", "1 or more"),
+    ("--algo.kl.target 0.1 --algo.kl.horizon 100", "give more than 204"),
     ("--algo.kl.horizon 10", "without --algo.kl.target"),
     ("--algo.kl.unbiased_gradient", "without --algo.kl.use_loss"),
     # critic
@@ -135,7 +136,7 @@ ALLOWED = [
     LEVEL + "token",
     LEVEL + "token " + MODE + "clip " + BOUNDS + "2",
     LEVEL + "seq " + GATING + "binary_kl " + BOUNDS + "0.001",
-    "--algo.kl.target 0.1 --algo.kl.horizon 100",
+    "--algo.kl.target 0.1 --algo.kl.horizon 1000",
     "--algo.kl.use_loss --algo.kl.unbiased_gradient",
     GAE + RM + "--train.colocate_critic_reward --critic.num_gpus_per_node 2 --reward.num_gpus_per_node 2",
     GAE + "--train.colocate_all --critic.num_gpus_per_node 1 --ds.value_head_prefix value_head",
