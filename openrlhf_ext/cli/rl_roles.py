@@ -55,7 +55,7 @@ def roles_spec(parsed: Parsed, device: Device, schedule: Schedule) -> RolesSpec:
         reference_is_base=kl and lora,
         critic=_trained(parsed, "critic", device, schedule.critic) if cfg.has_critic else None,
         reward=_frozen(parsed, "reward", device) if cfg.has_reward_model else None,
-        engines=_engines(cfg, device, engines_share),
+        engines=_engines(cfg, device, engines_share, ranks_of(parsed, "actor", device)),
         split=split_settings(cfg.rollout.micro_batch_size, budget, packed=cfg.ds.packing_samples),
         pools=pools,
         overlapping=cfg.train.async_enable,
@@ -126,7 +126,7 @@ def _trained(parsed: Parsed, role: Role, device: Device, optimizer_steps: int) -
         ranks,
         _model(parsed, role, device),
         engine,
-        threads_for(ranks),
+        _threads(cfg, ranks, beside=cfg.vllm.num_engines),
         sleeps=cfg.ds.enable_sleep,
         content=content,
     )
@@ -141,7 +141,13 @@ def _frozen(parsed: Parsed, role: Role, device: Device) -> TrainedRole:
         seed=cfg.train.seed,
         exact=cfg.train.full_determinism_enable,
     )
-    return TrainedRole(ranks, _model(parsed, role, device), engine, threads_for(ranks), sleeps=cfg.ds.enable_sleep)
+    threads = _threads(cfg, ranks, beside=cfg.vllm.num_engines)
+    return TrainedRole(ranks, _model(parsed, role, device), engine, threads, sleeps=cfg.ds.enable_sleep)
+
+
+def _threads(cfg: RLConfig, processes: int, *, beside: int) -> int:
+    """Of each process of a role. Roles take turns on the cores, but engines and models do not under async."""
+    return threads_for(processes + (beside if cfg.train.async_enable else 0))
 
 
 def ray_settings(cfg: RLConfig, spec: RolesSpec) -> RaySettings:
@@ -190,7 +196,7 @@ def pools_of(cfg: RLConfig) -> dict[Role, str]:
     return pools
 
 
-def _engines(cfg: RLConfig, device: Device, share: bool) -> EngineRole:
+def _engines(cfg: RLConfig, device: Device, share: bool, actor_ranks: int) -> EngineRole:
     vllm = cfg.vllm
     assert cfg.actor.model_name_or_path is not None
     settings = EngineSettings(
@@ -207,7 +213,7 @@ def _engines(cfg: RLConfig, device: Device, share: bool) -> EngineRole:
         kv_cache_gb=vllm.kv_cache_gb,
         partial=cfg.train.partial_rollout_enable,
     )
-    threads = vllm.threads or threads_for(vllm.num_engines)
+    threads = vllm.threads or _threads(cfg, vllm.num_engines, beside=actor_ranks)
     return EngineRole(vllm.num_engines, settings, threads, vllm.sync_bucket_mb * 1_000_000)
 
 

@@ -158,8 +158,9 @@ def _schedule(prompts: int, cfg: RLConfig, settings: RLSettings) -> Schedule:
 def _announcement(cfg: RLConfig, data: RLData, settings: RLSettings, device: str) -> str:
     """What will happen, in one paragraph, before it does."""
     steps, updates = data.source.total_steps, _schedule(len(data.prompts), cfg, settings).policy
+    most = "at most " if settings.filter_range else ""  # what is filtered out takes other prompts with it
     text = (
-        f"{len(data.prompts)} prompts, {steps} rollout steps on this {device} "
+        f"{len(data.prompts)} prompts, {most}{steps} rollout steps on this {device} "
         f"({data.source.steps_per_epoch} per episode), {updates} optimizer steps"
     )
     text += f" ({', '.join(data.notes)})" if data.notes else ""
