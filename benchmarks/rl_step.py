@@ -169,12 +169,13 @@ def _limit(engine: Turn, trainer: Turn) -> Turn:
 
 def _environments(workload: Workload) -> dict[str, dict[str, str]]:
     """The processes of the limit are set up as ours are; TRL's as its user would, but for the threads."""
+    from openrlhf_ext.cluster.worker_group import SPINS
     from openrlhf_ext.device import choose_device
     from openrlhf_ext.rollout.vllm_engine import engine_environment
 
     device = choose_device(workload.device)  # type: ignore[arg-type]
     threads = {"OMP_NUM_THREADS": str(workload.threads), "TOKENIZERS_PARALLELISM": "false"}
-    bare = threads | {"OMP_WAIT_POLICY": "PASSIVE"}
+    bare = threads | {"GOMP_SPINCOUNT": SPINS}
     return {
         "ours": {},
         "limit_engine": bare | engine_environment(device, workload.threads),

@@ -165,9 +165,9 @@ def _sleepers(spec: RolesSpec, groups: Mapping[Part, WorkerGroup], engines: Slee
 
 
 def _start_engines(spec: RolesSpec, slots: Sequence[Slot]) -> tuple[list[Any], list[ray.ObjectRef]]:
-    environment = worker_environment(spec.device, spec.engines.threads) | engine_environment(
-        spec.device, spec.engines.threads
-    )
+    environment = worker_environment(
+        spec.device, spec.engines.threads, alone=not spec.overlapping
+    ) | engine_environment(spec.device, spec.engines.threads)
     actor = engine_actor(spec.engines.settings.partial)
     engines: list[Any] = [
         actor.options(**slot.options, runtime_env={"env_vars": environment}).remote(spec.engines.settings, spec.device)
@@ -177,7 +177,7 @@ def _start_engines(spec: RolesSpec, slots: Sequence[Slot]) -> tuple[list[Any], l
 
 
 def _start_group(name: str, role: TrainedRole, slots: Sequence[Slot], spec: RolesSpec) -> WorkerGroup:
-    environment = worker_environment(spec.device, role.threads)
+    environment = worker_environment(spec.device, role.threads, alone=not spec.overlapping)
     return WorkerGroup(name, slots, spec.device, role.model, role.engine, environment)
 
 

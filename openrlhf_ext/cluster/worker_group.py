@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 
 import ray
@@ -13,11 +14,18 @@ from openrlhf_ext.device import Device
 from openrlhf_ext.engine.spec import EngineSpec
 from openrlhf_ext.models.spec import ModelSpec
 
+SPINS = "20000"
+"""Turns that a thread waits awake for the next piece of work: some tens of microseconds, then it sleeps."""
 
-def worker_environment(device: Device, threads: int) -> dict[str, str]:
-    """What a worker's process must have before it imports torch."""
-    # Threads that wait for work must not spin: on a CPU the roles take turns on the same cores.
-    threading = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+
+def worker_environment(device: Device, threads: int, *, alone: bool = True) -> dict[str, str]:
+    """What a worker's process must have before it imports torch.
+
+    `alone` says that other roles rest while it computes. Threads that wait awake then make a fifth of a step's
+    difference (docs/benchmarks.md); where another process needs the core they would cost several times that.
+    """
+    waiting = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", SPINS)} if alone else {"OMP_WAIT_POLICY": "PASSIVE"}
+    threading = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **waiting}
     quiet = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     quiet |= {"PYTHONWARNINGS": "ignore::FutureWarning"}
     return {**device.environment(), **threading, **quiet}
