@@ -19,16 +19,18 @@ class Background:
 
     def __init__(self, name: str) -> None:
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        threading.Thread(target=self._work, name=name, daemon=True).start()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
 
     def submit(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         future: Future[T] = Future()
         self._calls.put((future, lambda: call(*args, **kwargs)))
         return future
 
-    def close(self) -> None:
-        """Let the thread end after the calls that are there."""
+    def close(self, timeout: float | None = None) -> None:
+        """Wait until the calls that are there have ended; for so many seconds at most."""
         self._calls.put(None)
+        self._thread.join(timeout)
 
     def _work(self) -> None:
         while (item := self._calls.get()) is not None:

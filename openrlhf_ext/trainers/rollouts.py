@@ -94,10 +94,9 @@ class RolloutSource:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self._stopped.set()
         if self._worker is not None:
-            self._worker.close()
             with waiting("the rollouts in flight to end"):
                 # After an error engines may wait for weights that never come: the run ends without them.
-                wait(self._in_flight, timeout=None if error is None else LEFT_BEHIND_AFTER)
+                self._worker.close(None if error is None else LEFT_BEHIND_AFTER)
 
     def next(self, step: int) -> StepRollouts | None:
         """The rollouts of this step; None when the prompts are used up."""

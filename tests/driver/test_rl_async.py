@@ -223,8 +223,13 @@ def test_ctrl_c_while_the_loop_waits_for_rollouts_ends_it(tmp_path: Path) -> Non
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     job = Job(tmp_path, settings=ahead(1), during_generate=during_generate)
-    with pytest.raises(KeyboardInterrupt):
-        job.run()
+    # A shell starts what it puts into the background with Ctrl-C ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            job.run()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert threads() == []
     assert "update 1" not in job.calls
     assert job.calls.count("score") <= 1
