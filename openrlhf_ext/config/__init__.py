@@ -3,18 +3,22 @@
 `parse("rl", argv)` gives a checked `RLConfig`; `write_yaml` writes one that `--config` takes back.
 """
 
+from openrlhf_ext.config.dpo import DPOConfig
 from openrlhf_ext.config.fields import Flag, flags_of, get, replaced
 from openrlhf_ext.config.load import COMMANDS, Parsed, parse
 from openrlhf_ext.config.rl import RLConfig
+from openrlhf_ext.config.rm import RMConfig
 from openrlhf_ext.config.rules import Violation
 from openrlhf_ext.config.sft import SFTConfig
 from openrlhf_ext.config.write import dump, write_yaml
 
 __all__ = [
     "COMMANDS",
+    "DPOConfig",
     "Flag",
     "Parsed",
     "RLConfig",
+    "RMConfig",
     "SFTConfig",
     "Violation",
     "dump",

@@ -163,21 +163,34 @@ vllm_sync_with_ray vllm.sync_with_ray
 vllm_tensor_parallel_size vllm.tensor_parallel_size
 """
 
-_SFT = """
+_SUPERVISED = """
 adam_betas adam.betas
 aux_loss_coef model.aux_loss_coef
+beta model.beta
+chosen_key data.chosen_key
+compute_fp32_loss model.compute_fp32_loss_enable
 dataset data.dataset
 dataset_probs data.dataset_probs
 dataset_split data.dataset_split
 gradient_checkpointing model.gradient_checkpointing_enable
 gradient_checkpointing_use_reentrant model.gradient_checkpointing_reentrant
+ipo model.ipo_enable
 l2 adam.weight_decay
+label_smoothing model.label_smoothing
 learning_rate adam.lr
+loss model.loss_type
+margin_loss model.margin_loss_enable
 multiturn data.multiturn
+nll_loss_coef model.nll_loss_coef
 output_key data.output_key
 pretrain model.model_name_or_path
 pretrain_mode model.pretrain_mode_enable
+prompt_key data.prompt_key
+ref_offload ref.offload
+ref_pretrain ref.model_name_or_path
+rejected_key data.rejected_key
 tokenizer_chat_template data.tokenizer_chat_template
+value_head_prefix ds.value_head_prefix
 """
 
 
@@ -209,7 +222,7 @@ _SWITCHES = {
 @functools.cache
 def old_flags_of(tree: type) -> Mapping[str, OldFlag]:
     """The old names that mean something to this command."""
-    own = _RL if "actor.adam.lr" in flags_of(tree) else _SFT
+    own = _RL if "actor.adam.lr" in flags_of(tree) else _SUPERVISED
     rows = [line.split() for line in (_EVERYWHERE + own).splitlines() if line]
     table = {name: OldFlag(tuple(targets)) for name, *targets in rows}
     return {name: old for name, old in (table | _SWITCHES).items() if set(old.targets) <= set(flags_of(tree))}

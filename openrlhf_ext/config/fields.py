@@ -46,8 +46,16 @@ def section(factory: Any, help: str, *, refused: str | None = None) -> Any:
     return dataclasses.field(default_factory=factory, metadata={"help": help, "refused": refused})
 
 
+_PLANNED = "is not in this version yet"
+
+
 def planned(part: str) -> str:
-    return f"{part} is not in this version yet"
+    return f"{part} {_PLANNED}"
+
+
+def is_planned(reason: str) -> bool:
+    """Whether a flag is refused for the time being only; a plan can be made with it already."""
+    return reason.endswith(_PLANNED)
 
 
 def declined(part: str) -> str:

@@ -16,15 +16,17 @@ from typing import Any
 from tyro.constructors import ConstructorRegistry, PrimitiveTypeInfo
 
 from openrlhf_ext.config.aliases import GONE, OLD_LENGTHS, old_flags_of
+from openrlhf_ext.config.dpo import DPOConfig
 from openrlhf_ext.config.fields import Flag, flags_of, replaced, sections_of
 from openrlhf_ext.config.layers import Setting, read_yaml, scan
 from openrlhf_ext.config.nearest import nearest
 from openrlhf_ext.config.rl import RLConfig
+from openrlhf_ext.config.rm import RMConfig
 from openrlhf_ext.config.rules import Violation, advice, broken_rules, idle_paths
 from openrlhf_ext.config.sft import SFTConfig
 from openrlhf_ext.errors import ConfigError
 
-COMMANDS: Mapping[str, type] = {"rl": RLConfig, "sft": SFTConfig}
+COMMANDS: Mapping[str, type] = {"rl": RLConfig, "sft": SFTConfig, "rm": RMConfig, "dpo": DPOConfig}
 
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _YAML_FLOATS = {".inf": "inf", "-.inf": "-inf", ".nan": "nan"}
@@ -44,8 +46,10 @@ class Parsed:
     notes: tuple[str, ...]
 
 
-def parse(command: str | type, argv: Sequence[str]) -> Parsed:
+def parse(command: str | type, argv: Sequence[str], *, planning: bool = False) -> Parsed:
     """Parse and check a command line (without the command's name).
+
+    `planning`: what only keeps the command from starting is no error.
 
     Raises ConfigError, one line for each flag that is unknown, refused, malformed or at odds with another.
     """
@@ -82,6 +86,7 @@ def parse(command: str | type, argv: Sequence[str]) -> Parsed:
     config = replaced(config, {path: flags_of(tree)[path].default for path in idle})
     if not violations:
         violations = broken_rules(config, frozenset(explicit - idle))
+        violations = [item for item in violations if not (planning and item.plannable)]
     if violations:
         raise ConfigError("\n".join(dict.fromkeys(str(item) for item in violations)))
     return Parsed(config, frozenset(explicit - idle), tuple(dict.fromkeys((*notes, *advice(config)))))

@@ -15,7 +15,9 @@ from openrlhf_ext.config.sections import (
     DeviceSection,
     EvalSection,
     LoggerSection,
+    MemorySection,
     OptimizerFields,
+    PlanSection,
     RaySection,
     RLCkptSection,
     RLDsSection,
@@ -30,6 +32,7 @@ LossAggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-s
 
 VISION = declined("vision-language training")
 EMA = declined("the moving average of weights")
+JUDGE = planned("the judge role")
 MOE_LOSS = declined("the mixture-of-experts balancing loss")
 
 
@@ -97,6 +100,16 @@ class RewardSection:
     stop_properly_penalty_coef: float | None = flag(
         None, "the score of an answer that was cut off is multiplied by it, or, below 0, replaced by it"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeSection:
+    model_name_or_path: str | None = flag(None, "the judge: a Hugging Face folder or hub name", common=True)
+    num_engines: int = flag(1, "its inference engines")
+    tensor_parallel_size: int = flag(1, "GPUs of one of them")
+    gpu_memory_utilization: float = flag(0.2, "part of a GPU's memory one of them may take")
+    max_new_tokens: int = flag(256, "tokens of its longest answer")
+    enable_sleep: bool = flag(False, "give the GPU's memory back between scorings (with train.colocate_all)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +189,7 @@ class RLTrainSection(TrainFields):
 
 @dataclass(frozen=True, slots=True)
 class RLDataSection(DataFields):
+    input_key: str = flag("input", "column of the prompt", common=True)
     prompt_dataset: str | None = flag(None, "prompts: files, folders or hub names; several with commas", common=True)
     prompt_probs: str | None = flag(None, "share of each of them, with commas (not set: all rows of all)")
     prompt_split: str = flag("train", "their split")
@@ -242,6 +256,9 @@ class RLConfig:
     logger: RLLoggerSection = section(RLLoggerSection, "metrics and rollouts on disk")
     device: DeviceSection = section(DeviceSection, "CPU or GPU")
     ray: RaySection = section(RaySection, "the cluster")
+    judge: JudgeSection = section(JudgeSection, "the judge, a language model that scores", refused=JUDGE)
+    plan: PlanSection = section(PlanSection, "the plan that is made before anything loads")
+    memory: MemorySection = section(MemorySection, "what the planner may choose")
     local_rank: int = flag(
         -1, "set by the deepspeed launcher", refused=declined("starting through the deepspeed launcher")
     )

@@ -26,6 +26,20 @@ class DeviceSection:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanSection:
+    force: bool = flag(False, "start although the plan says that it cannot fit")
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySection:
+    auto: bool = flag(
+        False,
+        "let the planner choose micro-batch, token budget, chunk, checkpointing, sleep and offload so that it fits",
+        common=True,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class RaySection:
     address: str | None = flag(
         None, "cluster to join: 'auto' or host:port; not set: start one on this machine", common=True
@@ -107,9 +121,13 @@ class DsSection:
 
 
 @dataclass(frozen=True, slots=True)
-class RLDsSection(DsSection):
+class ValueHeadDsSection(DsSection):
+    value_head_prefix: str = flag("score", "name of the head that gives values and scores")
+
+
+@dataclass(frozen=True, slots=True)
+class RLDsSection(ValueHeadDsSection):
     enable_sleep: bool = flag(False, "move DeepSpeed's state to host memory while others use the GPU")
-    value_head_prefix: str = flag("score", "name of the head of the critic and of the reward model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +189,6 @@ class DataFields:
     """What every training command has in its `data` section."""
 
     max_len: int = flag(2048, "tokens of the longest sequence, prompt and response together", common=True)
-    input_key: str = flag("input", "column of the prompt", common=True)
     input_template: str | None = flag(None, "text around the prompt, with {} where it goes")
     apply_chat_template: bool = flag(False, "format with the tokenizer's chat template", common=True)
     disable_fast_tokenizer: bool = flag(False, "use the slow tokenizer")

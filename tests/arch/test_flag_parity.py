@@ -16,29 +16,29 @@ from openrlhf_ext.config import COMMANDS, Flag, flags_of, parse
 from openrlhf_ext.errors import ConfigError
 
 THEIRS = json.loads((Path(__file__).parent / "openrlhf_0_11_2_flags.json").read_text(encoding="utf-8"))["clis"]
-THEIR_COMMAND = {"rl": "train_ppo_ray", "sft": "train_sft"}
+THEIR_COMMAND = {"rl": "train_ppo_ray", "sft": "train_sft", "rm": "train_rm", "dpo": "train_dpo"}
 
 DATED = "chosen when the run starts, so that two parses of one command line are equal"
 FP32 = "float32 for CPUs and exact tests"
 ONE_FORM = "always a list, so its readers know one form"
 GB = "a number of GB may be a fraction"
 
+# (flag, what differs): (theirs, ours, why), in every command
+EVERYWHERE: dict[tuple[str, str], tuple[Any, Any, str]] = {
+    ("logger.wandb.run_name", "default"): ("(dated)", None, DATED),
+    ("logger.wandb.run_name", "type"): ("str", "str or None", DATED),
+    ("ds.param_dtype", "choices"): (["bf16", "fp16"], ["bf16", "fp16", "fp32"], FP32),
+    ("ds.grad_accum_dtype", "choices"): (None, ["bf16", "fp16", "fp32"], "a wrong name fails at once"),
+    ("ds.zero_stage", "choices"): (None, [0, 1, 2, 3], "another stage fails at once"),
+    ("ds.lora.target_modules", "default"): ("all-linear", ["all-linear"], ONE_FORM),
+}
+
 # (command, flag, what differs): (theirs, ours, why)
 DIFFERENCES: dict[tuple[str, str, str], tuple[Any, Any, str]] = {
+    (command, *key): row for command in COMMANDS for key, row in EVERYWHERE.items()
+} | {
     ("rl", "vllm.num_engines", "default"): (None, 1, "rollouts always come from an engine; None fails in OpenRLHF"),
     ("rl", "vllm.num_engines", "type"): ("int or None", "int", "the same"),
-    ("rl", "logger.wandb.run_name", "default"): ("(dated)", None, DATED),
-    ("rl", "logger.wandb.run_name", "type"): ("str", "str or None", DATED),
-    ("sft", "logger.wandb.run_name", "default"): ("(dated)", None, DATED),
-    ("sft", "logger.wandb.run_name", "type"): ("str", "str or None", DATED),
-    ("rl", "ds.param_dtype", "choices"): (["bf16", "fp16"], ["bf16", "fp16", "fp32"], FP32),
-    ("sft", "ds.param_dtype", "choices"): (["bf16", "fp16"], ["bf16", "fp16", "fp32"], FP32),
-    ("rl", "ds.grad_accum_dtype", "choices"): (None, ["bf16", "fp16", "fp32"], "a wrong name fails at once"),
-    ("sft", "ds.grad_accum_dtype", "choices"): (None, ["bf16", "fp16", "fp32"], "a wrong name fails at once"),
-    ("rl", "ds.zero_stage", "choices"): (None, [0, 1, 2, 3], "another stage fails at once"),
-    ("sft", "ds.zero_stage", "choices"): (None, [0, 1, 2, 3], "another stage fails at once"),
-    ("rl", "ds.lora.target_modules", "default"): ("all-linear", ["all-linear"], ONE_FORM),
-    ("sft", "ds.lora.target_modules", "default"): ("all-linear", ["all-linear"], ONE_FORM),
     ("rl", "algo.advantage.is_correction_threshold", "arity"): (
         "1 or more",
         "any number",
@@ -51,7 +51,10 @@ DIFFERENCES: dict[tuple[str, str, str], tuple[Any, Any, str]] = {
         "Dr. GRPO's own aggregation",
     ),
     ("sft", "ckpt.max_mem", "type"): ("int", "float", GB),
+    ("rm", "ckpt.max_mem", "type"): ("int", "float", GB),
+    ("dpo", "ckpt.max_mem", "type"): ("int", "float", GB),
     ("sft", "data.input_template", "type"): ("str", "str or None", "None is no template, as in rl"),
+    ("rm", "model.loss_type", "choices"): (None, ["sigmoid", "logexp", "general"], "another loss fails at once"),
 }
 
 # What a flag of theirs does otherwise here.
@@ -70,9 +73,28 @@ MEANINGS: dict[str, str] = {
 
 EVERY = "every command runs on the CPU or the GPU that was asked for"
 CLUSTER = "which Ray cluster, and who may reach it"
+PLANNED = "a plan before anything loads"
+SUPERVISED = {
+    "device.type": EVERY,
+    "plan.force": PLANNED,
+    "memory.auto": PLANNED,
+    "model.num_nodes": "OpenRLHF reads it from the deepspeed launcher, which we do not need",
+    "model.num_gpus_per_node": "OpenRLHF reads it from the deepspeed launcher, which we do not need",
+    "ds.logprob_chunk_size": "full logits are never in memory",
+    "logger.metrics_file": "metrics on disk",
+}
+JUDGE = "a language model that scores, as a role of its own"
 OURS = {
     "rl": {
         "device.type": EVERY,
+        "plan.force": PLANNED,
+        "memory.auto": PLANNED,
+        "judge.model_name_or_path": JUDGE,
+        "judge.num_engines": JUDGE,
+        "judge.tensor_parallel_size": JUDGE,
+        "judge.gpu_memory_utilization": JUDGE,
+        "judge.max_new_tokens": JUDGE,
+        "judge.enable_sleep": JUDGE,
         "ray.address": CLUSTER,
         "ray.bind": CLUSTER,
         "ray.dashboard": CLUSTER,
@@ -94,12 +116,21 @@ OURS = {
         "logger.metrics_file": "metrics on disk",
         "logger.rollout_dir": "rollouts on disk",
     },
-    "sft": {
-        "device.type": EVERY,
-        "model.num_nodes": "OpenRLHF reads it from the deepspeed launcher, which we do not need",
-        "model.num_gpus_per_node": "OpenRLHF reads it from the deepspeed launcher, which we do not need",
-        "ds.logprob_chunk_size": "full logits are never in memory",
-        "logger.metrics_file": "metrics on disk",
+    "sft": SUPERVISED,
+    "rm": SUPERVISED
+    | {
+        "model.centring_coef": "scores around zero (arXiv:2312.09244)",
+        "model.temperature": "the scale of the Bradley-Terry model",
+        "model.head_dim": "the general preference model (arXiv:2410.02197)",
+        "data.margin_key": "the margin's column has a name",
+        "ds.use_liger_kernel": "one section for all commands; refused",
+    },
+    "dpo": SUPERVISED
+    | {
+        "model.hinge_enable": "SLiC's loss",
+        "model.length_normalize": "length-normalised log-probs",
+        "ref.strategy": "the reference by the cheapest way that is right",
+        "ref.cache_dir": "log-probs that are computed once are kept",
     },
 }
 
@@ -177,12 +208,19 @@ def test_what_means_something_else_is_a_flag_of_both():
 
 
 def test_the_facts_are_complete():
-    assert {name: len(THEIRS[cli]) for name, cli in THEIR_COMMAND.items()} == {"rl": 167, "sft": 77}
+    assert {name: len(THEIRS[cli]) for name, cli in THEIR_COMMAND.items()} == {
+        "rl": 167,
+        "sft": 77,
+        "rm": 79,
+        "dpo": 82,
+    }
 
 
 REQUIRED = {
     "rl": "--actor.model_name_or_path m --data.prompt_dataset d --reward.remote_url r.py --actor.num_gpus_per_node 1",
     "sft": "--model.model_name_or_path m --data.dataset d",
+    "rm": "--model.model_name_or_path m --data.dataset d",
+    "dpo": "--model.model_name_or_path m --data.dataset d",
 }
 
 

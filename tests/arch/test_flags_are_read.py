@@ -7,6 +7,7 @@ import ast
 import pytest
 from package_source import modules
 
+from openrlhf_ext.cli.main import COMMANDS as STARTED
 from openrlhf_ext.config import COMMANDS, Flag, flags_of
 
 
@@ -27,7 +28,7 @@ def has_one_value(flag: Flag) -> bool:
     return flag.refused is not None or others == set(flag.refused_values)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name in STARTED])
 def test_every_flag_is_read(command: str):
     read = attributes_read()
     flags = [flag for flag in flags_of(COMMANDS[command]).values() if not has_one_value(flag)]

@@ -14,7 +14,7 @@ from openrlhf_ext.config.rules.algorithm import ALGORITHM_RULES
 from openrlhf_ext.config.rules.common import COMMON_RULES
 from openrlhf_ext.config.rules.effects import idle_paths
 from openrlhf_ext.config.rules.rl import RL_RULES
-from openrlhf_ext.config.rules.sft import SFT_RULES
+from openrlhf_ext.config.rules.supervised import SUPERVISED_RULES
 from openrlhf_ext.config.rules.violation import Explicit, Violation, accumulation
 
 __all__ = ["Violation", "accumulation", "advice", "broken_rules", "idle_paths"]
@@ -22,7 +22,7 @@ __all__ = ["Violation", "accumulation", "advice", "broken_rules", "idle_paths"]
 
 def broken_rules(config: Any, explicit: Explicit) -> list[Violation]:
     """Every violation of every rule of this command."""
-    own = (*RL_RULES, *ALGORITHM_RULES) if isinstance(config, RLConfig) else SFT_RULES
+    own = (*RL_RULES, *ALGORITHM_RULES) if isinstance(config, RLConfig) else SUPERVISED_RULES[type(config)]
     return [violation for rule in (*COMMON_RULES, *own) for violation in rule(config, explicit)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from openrlhf_ext.config.fields import flags_of, get
+from openrlhf_ext.config.fields import flags_of, get, is_planned
 from openrlhf_ext.config.nearest import nearest
 from openrlhf_ext.config.ranges import RANGES, SCHEDULES
 from openrlhf_ext.config.rl import RLConfig
@@ -19,7 +19,8 @@ def refused_flags(config: Any, explicit: Explicit) -> Iterator[Violation]:
             continue
         reason = flag.refused or (flag.refused_values and flag.refused_values.get(value))
         if reason:
-            yield Violation(f"--{flag.path}", value, f"{reason}; leave it at {_shown(flag.default)}")
+            words = f"{reason}; leave it at {_shown(flag.default)}"
+            yield Violation(f"--{flag.path}", value, words, plannable=is_planned(reason))
 
 
 def values_in_range(config: Any, explicit: Explicit) -> Iterator[Violation]:

@@ -11,19 +11,15 @@ from openrlhf_ext.config.rules.violation import Explicit, Rule, Violation, accum
 
 
 def rl_needs(config: RLConfig, explicit: Explicit) -> Iterator[Violation]:
-    yield from required(
-        config,
-        {
-            "actor.model_name_or_path": "the policy, a Hugging Face folder or hub name",
-            "data.prompt_dataset": "the prompts, a file, folder or hub name",
-        },
-    )
+    yield from required(config, {"actor.model_name_or_path": "the policy, a Hugging Face folder or hub name"})
+    yield from required(config, {"data.prompt_dataset": "the prompts, a file, folder or hub name"}, plannable=True)
     if not config.reward.remote_url and not config.has_reward_model:
         yield Violation(
             "--reward.remote_url",
             None,
             "it is required: where rewards come from, a Python file with reward_func or a URL; "
             "or give --reward.model_name_or_path",
+            plannable=True,
         )
 
 

@@ -13,11 +13,15 @@ Explicit = frozenset[str]
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A flag, the value it was given, and what is wrong or what to change."""
+    """A flag, the value it was given, and what is wrong or what to change.
+
+    `plannable`: it keeps the command from starting, and a plan can be made all the same.
+    """
 
     flag: str
     value: Any
     remedy: str
+    plannable: bool = False
 
     def __str__(self) -> str:
         value = " ".join(map(str, self.value)) if isinstance(self.value, tuple) else self.value
@@ -27,10 +31,10 @@ class Violation:
 Rule = Callable[[Any, Explicit], Iterable[Violation]]
 
 
-def required(config: Any, paths: dict[str, str]) -> Iterator[Violation]:
+def required(config: Any, paths: dict[str, str], *, plannable: bool = False) -> Iterator[Violation]:
     for path, what in paths.items():
         if not get(config, path):
-            yield Violation(f"--{path}", None, f"it is required: {what}")
+            yield Violation(f"--{path}", None, f"it is required: {what}", plannable)
 
 
 def accumulation(batch: int, micro: int, ranks: int) -> Iterator[Violation]:
