@@ -5,7 +5,7 @@
 
 from openrlhf_ext.config.dpo import DPOConfig
 from openrlhf_ext.config.fields import Flag, flags_of, get, replaced
-from openrlhf_ext.config.load import COMMANDS, Parsed, parse
+from openrlhf_ext.config.load import COMMANDS, Parsed, examine, parse
 from openrlhf_ext.config.rl import RLConfig
 from openrlhf_ext.config.rm import RMConfig
 from openrlhf_ext.config.rules import Violation
@@ -22,6 +22,7 @@ __all__ = [
     "SFTConfig",
     "Violation",
     "dump",
+    "examine",
     "flags_of",
     "get",
     "parse",

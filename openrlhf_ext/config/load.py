@@ -53,6 +53,19 @@ def parse(command: str | type, argv: Sequence[str], *, planning: bool = False) -
 
     Raises ConfigError, one line for each flag that is unknown, refused, malformed or at odds with another.
     """
+    parsed, violations = examine(command, argv)
+    violations = [item for item in violations if not (planning and item.plannable)]
+    if violations:
+        raise ConfigError("\n".join(dict.fromkeys(str(item) for item in violations)))
+    return parsed
+
+
+def examine(command: str | type, argv: Sequence[str]) -> tuple[Parsed, list[Violation]]:
+    """The config as far as the command line can be understood, and all that is wrong with it.
+
+    A flag that cannot be understood has its default, and rules are asked only where all of them can. Raises
+    ConfigError for what is no list of flags at all: a stray value, a file that cannot be read.
+    """
     tree = COMMANDS[command] if isinstance(command, str) else command
     given = scan(argv)
     files = [Path(name) for item in given if item.name == "config" for name in item.values or ()]
@@ -86,10 +99,9 @@ def parse(command: str | type, argv: Sequence[str], *, planning: bool = False) -
     config = replaced(config, {path: flags_of(tree)[path].default for path in idle})
     if not violations:
         violations = broken_rules(config, frozenset(explicit - idle))
-        violations = [item for item in violations if not (planning and item.plannable)]
-    if violations:
-        raise ConfigError("\n".join(dict.fromkeys(str(item) for item in violations)))
-    return Parsed(config, frozenset(explicit - idle), tuple(dict.fromkeys((*notes, *advice(config)))))
+    if all(item.plannable for item in violations):
+        notes += advice(config)
+    return Parsed(config, frozenset(explicit - idle), tuple(dict.fromkeys(notes))), violations
 
 
 def _resolved(tree: type, settings: Sequence[Setting]) -> Iterator[Setting | Violation | str]:
