@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from tyro.constructors import ConstructorRegistry, PrimitiveTypeInfo
 
 from openrlhf_ext.config.aliases import GONE, OLD_LENGTHS, old_flags_of
 from openrlhf_ext.config.dpo import DPOConfig
-from openrlhf_ext.config.fields import Flag, flags_of, replaced, sections_of
+from openrlhf_ext.config.fields import ConfigT, Flag, flags_of, replaced, sections_of
 from openrlhf_ext.config.layers import Setting, read_yaml, scan
 from openrlhf_ext.config.nearest import nearest
+from openrlhf_ext.config.presets import Preset, named_preset
 from openrlhf_ext.config.rl import RLConfig
 from openrlhf_ext.config.rm import RMConfig
 from openrlhf_ext.config.rules import Violation, advice, broken_rules, idle_paths
@@ -38,12 +39,13 @@ class Parsed:
 
     `explicit`: the paths that a flag set, or a file to another value than the default; a default that the
     device cannot honour may be replaced, an explicit value may not. `notes`: lines for the user, such as
-    the new name of an old flag.
+    the new name of an old flag. `preset`: the one that lies under the flags.
     """
 
     config: Any
     explicit: frozenset[str]
     notes: tuple[str, ...]
+    preset: Preset | None = None
 
 
 def parse(command: str | type, argv: Sequence[str], *, planning: bool = False) -> Parsed:
@@ -68,40 +70,66 @@ def examine(command: str | type, argv: Sequence[str]) -> tuple[Parsed, list[Viol
     """
     tree = COMMANDS[command] if isinstance(command, str) else command
     given = scan(argv)
-    files = [Path(name) for item in given if item.name == "config" for name in item.values or ()]
-    layered = [item for file in files for item in read_yaml(file)]
-    layered += [item for item in given if item.name != "config"]
+    preset = named_preset(given, command) if isinstance(command, str) else None
+    read = _read(tree, _with_old_lengths(tree, [*(preset.settings if preset else ()), *_layered(given)]))
+    # An old flag that set several roles at once does not stumble over a role that is not there.
+    config, explicit = replaced(tree(), read.values), read.explicit
+    idle = read.shared & idle_paths(config)
+    config = replaced(config, {path: flags_of(tree)[path].default for path in idle})
+    violations = read.violations
+    if not violations:
+        violations = broken_rules(config, frozenset(explicit - idle))
+    notes = [*read.notes, *(advice(config) if all(item.plannable for item in violations) else ())]
+    return Parsed(config, frozenset(explicit - idle), tuple(dict.fromkeys(notes)), preset), violations
 
-    violations: list[Violation] = []
-    notes: list[str] = []
-    values: dict[str, Any] = {}
-    explicit: set[str] = set()
-    shared: set[str] = set()
-    for found in _resolved(tree, _with_old_lengths(tree, layered)):
+
+def parse_flags(tree: type[ConfigT], argv: Sequence[str]) -> ConfigT:
+    """The flags of a small tree of its own, without rules. Raises ConfigError as `parse` does."""
+    read = _read(tree, scan(argv))
+    if read.violations:
+        raise ConfigError("\n".join(dict.fromkeys(str(item) for item in read.violations)))
+    return replaced(tree(), read.values)
+
+
+@dataclass(slots=True)
+class _Read:
+    """What settings came to. `shared`: paths set only along with another one, by an old name."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    explicit: set[str] = field(default_factory=set)
+    shared: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+    violations: list[Violation] = field(default_factory=list)
+
+
+def _layered(given: Sequence[Setting]) -> list[Setting]:
+    """The lines of the files that are named, then the flags."""
+    files = [Path(name) for item in given if item.name == "config" for name in item.values or ()]
+    lines = [item for file in files for item in read_yaml(file)]
+    return lines + [item for item in given if item.name not in ("config", "preset")]
+
+
+def _read(tree: type, settings: Sequence[Setting]) -> _Read:
+    result = _Read()
+    for found in _resolved(tree, settings):
         if isinstance(found, Violation):
-            violations.append(found)
+            result.violations.append(found)
         elif isinstance(found, str):
-            notes.append(found)
+            result.notes.append(found)
         else:
             flag = flags_of(tree)[found.name]
             try:
-                value = values[flag.path] = _convert(flag, found)
+                value = result.values[flag.path] = _convert(flag, found)
             except ValueError:
                 shown = "(hidden)" if flag.secret else " ".join(found.values or ())
-                violations.append(Violation(found.origin, shown or "without a value", f"it takes {wanted(flag)}"))
+                result.violations.append(
+                    Violation(found.origin, shown or "without a value", f"it takes {wanted(flag)}")
+                )
                 continue
-            (shared.add if found.shared else shared.discard)(flag.path)
+            (result.shared.add if found.shared else result.shared.discard)(flag.path)
             if not found.file or value != flag.default:
-                explicit.add(flag.path)
-    config = replaced(tree(), values)
-    # An old flag that set several roles at once does not stumble over a role that is not there.
-    idle = shared & idle_paths(config)
-    config = replaced(config, {path: flags_of(tree)[path].default for path in idle})
-    if not violations:
-        violations = broken_rules(config, frozenset(explicit - idle))
-    if all(item.plannable for item in violations):
-        notes += advice(config)
-    return Parsed(config, frozenset(explicit - idle), tuple(dict.fromkeys(notes))), violations
+                result.explicit.add(flag.path)
+    return result
 
 
 def _resolved(tree: type, settings: Sequence[Setting]) -> Iterator[Setting | Violation | str]:
@@ -124,7 +152,7 @@ def _resolved(tree: type, settings: Sequence[Setting]) -> Iterator[Setting | Vio
         elif item.name in sections_of(tree):
             yield Violation(item.origin, None, f"it is a section; --help {item.name} lists its flags")
         else:
-            near = nearest(item.name, [*flags, *old_flags_of(tree), "config", "device", "help"])
+            near = nearest(item.name, [*flags, *old_flags_of(tree), "config", "preset", "device", "help"])
             ask = f"did you mean {near}" if near else "--help lists the flags there are"
             yield Violation(item.origin, None, f"there is no such flag; {ask}")
 

@@ -37,6 +37,8 @@ RANGES: Mapping[str, Range] = {
     "vllm.sync_bucket_mb": _AT_LEAST_1,
     "vllm.kv_cache_gb": _POSITIVE,
     "vllm.threads": _AT_LEAST_1,
+    "student.num_nodes": _AT_LEAST_1,
+    "student.num_gpus_per_node": _AT_LEAST_1,
     "judge.num_engines": _AT_LEAST_1,
     "judge.tensor_parallel_size": _AT_LEAST_1,
     "judge.gpu_memory_utilization": _POSITIVE_PART,

@@ -33,6 +33,7 @@ LossAggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-s
 VISION = declined("vision-language training")
 EMA = declined("the moving average of weights")
 JUDGE = planned("the judge role")
+STUDENT = planned("a reward from a student model")
 MOE_LOSS = declined("the mixture-of-experts balancing loss")
 
 
@@ -110,6 +111,14 @@ class JudgeSection:
     gpu_memory_utilization: float = flag(0.2, "part of a GPU's memory one of them may take")
     max_new_tokens: int = flag(256, "tokens of its longest answer")
     enable_sleep: bool = flag(False, "give the GPU's memory back between scorings (with train.colocate_all)")
+
+
+@dataclass(frozen=True, slots=True)
+class StudentSection:
+    model_name_or_path: str | None = flag(None, "the student: a Hugging Face folder or hub name")
+    num_nodes: int = flag(1, "machines of the student")
+    num_gpus_per_node: int = flag(1, "its ranks on each machine (on a CPU: processes)")
+    offload: bool = flag(False, "keep the student's parameters in host memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +266,7 @@ class RLConfig:
     device: DeviceSection = section(DeviceSection, "CPU or GPU")
     ray: RaySection = section(RaySection, "the cluster")
     judge: JudgeSection = section(JudgeSection, "the judge, a language model that scores", refused=JUDGE)
+    student: StudentSection = section(StudentSection, "a frozen model whose log-probs reward", refused=STUDENT)
     plan: PlanSection = section(PlanSection, "the plan that is made before anything loads")
     memory: MemorySection = section(MemorySection, "what the planner may choose")
     local_rank: int = flag(

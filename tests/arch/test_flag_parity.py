@@ -74,10 +74,13 @@ MEANINGS: dict[str, str] = {
 EVERY = "every command runs on the CPU or the GPU that was asked for"
 CLUSTER = "which Ray cluster, and who may reach it"
 PLANNED = "a plan before anything loads"
+EIGHT_BIT = "the optimizer of QLoRA's users"
+STUDENT = "RLT: a student's log-probs are the reward"
 SUPERVISED = {
     "device.type": EVERY,
     "plan.force": PLANNED,
     "memory.auto": PLANNED,
+    "adam.eight_bit": EIGHT_BIT,
     "model.num_nodes": "OpenRLHF reads it from the deepspeed launcher, which we do not need",
     "model.num_gpus_per_node": "OpenRLHF reads it from the deepspeed launcher, which we do not need",
     "ds.logprob_chunk_size": "full logits are never in memory",
@@ -95,6 +98,12 @@ OURS = {
         "judge.gpu_memory_utilization": JUDGE,
         "judge.max_new_tokens": JUDGE,
         "judge.enable_sleep": JUDGE,
+        "student.model_name_or_path": STUDENT,
+        "student.num_nodes": STUDENT,
+        "student.num_gpus_per_node": STUDENT,
+        "student.offload": STUDENT,
+        "actor.adam.eight_bit": EIGHT_BIT,
+        "critic.adam.eight_bit": EIGHT_BIT,
         "ray.address": CLUSTER,
         "ray.bind": CLUSTER,
         "ray.dashboard": CLUSTER,
