@@ -44,12 +44,7 @@ def run(parsed: Parsed) -> int:
     """Train as the config says. Raises UserError before the model is loaded where the input cannot be used."""
     cfg: SFTConfig = parsed.config
     start = time.monotonic()
-    ranks = cfg.model.num_nodes * cfg.model.num_gpus_per_node
-    if ranks > 1:
-        raise ConfigError(
-            f"--model.num_gpus_per_node x --model.num_nodes asks for {ranks} ranks: sft trains on one device in this "
-            "version; leave the flags out."
-        )
+    check_ranks(cfg)
     device = choose_device(cfg.device.type)
     store, latest = open_store(cfg.ckpt)
     assert cfg.model.model_name_or_path is not None and cfg.data.dataset is not None
@@ -58,7 +53,7 @@ def run(parsed: Parsed) -> int:
         fast=not cfg.data.disable_fast_tokenizer,
         chat_template=cfg.data.tokenizer_chat_template,
     )
-    loaded = load_sft(_sft_settings(cfg, cfg.data.dataset, cfg.data.dataset_split, cfg.data.dataset_probs), tokenizer)
+    loaded = load_sft(sft_settings(cfg, cfg.data.dataset, cfg.data.dataset_split, cfg.data.dataset_probs), tokenizer)
     held_out = _evaluation_batches(cfg, tokenizer)
     settings = SupervisedSettings(cfg.train.seed, cfg.train.batch_size, cfg.train.max_epochs)
     total = settings.total_steps(len(loaded.examples))
@@ -99,7 +94,17 @@ def run(parsed: Parsed) -> int:
     return 0
 
 
-def _sft_settings(cfg: SFTConfig, dataset: str, split: str, probs: str | None) -> SftSettings:
+def check_ranks(cfg: SFTConfig) -> None:
+    """Raises ConfigError where more is asked for than this version does."""
+    ranks = cfg.model.num_nodes * cfg.model.num_gpus_per_node
+    if ranks > 1:
+        raise ConfigError(
+            f"--model.num_gpus_per_node x --model.num_nodes asks for {ranks} ranks: sft trains on one device in this "
+            "version; leave the flags out."
+        )
+
+
+def sft_settings(cfg: SFTConfig, dataset: str, split: str, probs: str | None) -> SftSettings:
     return SftSettings(
         dataset=dataset,
         probs=parse_probs(probs),
@@ -119,7 +124,7 @@ def _sft_settings(cfg: SFTConfig, dataset: str, split: str, probs: str | None) -
 def _evaluation_batches(cfg: SFTConfig, tokenizer: PreTrainedTokenizerBase) -> list[TokenBatch]:
     if cfg.eval.dataset is None:
         return []
-    examples = load_sft(_sft_settings(cfg, cfg.eval.dataset, cfg.eval.split, None), tokenizer).examples
+    examples = load_sft(sft_settings(cfg, cfg.eval.dataset, cfg.eval.split, None), tokenizer).examples
     parts = (examples[start : start + EVALUATION_ROWS] for start in range(0, len(examples), EVALUATION_ROWS))
     return [token_batch(part, tokenizer.pad_token_id) for part in parts]
 

@@ -68,7 +68,8 @@ def reserve(demands: Sequence[Demand], *, gpu: bool) -> dict[str, list[Slot]]:
     """
     bundles = bundles_of(demands, gpu)
     unit = "GPU" if gpu else "CPU"
-    _check(demands, bundles, unit)
+    largest_node = max((node["Resources"].get(unit, 0) for node in ray.nodes() if node["Alive"]), default=0)
+    check_room(demands, unit, ray.cluster_resources().get(unit, 0), largest_node)
     groups = {pool: placement_group(list(content), strategy="PACK") for pool, content in bundles.items()}
     free = ray.available_resources().get(unit, 0)
     asked = sum(bundle[unit] for content in bundles.values() for bundle in content)
@@ -84,10 +85,14 @@ def reserve(demands: Sequence[Demand], *, gpu: bool) -> dict[str, list[Slot]]:
     return slots
 
 
-def _check(demands: Sequence[Demand], bundles: Mapping[str, list[dict[str, float]]], unit: str) -> None:
-    total = ray.cluster_resources().get(unit, 0)
+def check_room(demands: Sequence[Demand], unit: str, total: float, largest_node: float) -> None:
+    """`unit` is GPU or CPU, `total` how many a cluster has, `largest_node` how many its largest node.
+
+    Raises:
+        ResourceError: the demands ask for more in all, or one of their processes for more than a node has.
+    """
+    bundles = bundles_of(demands, gpu=unit == "GPU")
     asked = sum(bundle[unit] for content in bundles.values() for bundle in content)
-    largest_node = max((node["Resources"].get(unit, 0) for node in ray.nodes() if node["Alive"]), default=0)
     largest_bundle = max(bundle[unit] for content in bundles.values() for bundle in content)
     wish = ", ".join(f"{d.role} {d.processes} x {d.devices}" for d in demands)
     ranks = ", ".join(f"--{d.role}.num_gpus_per_node" for d in demands if d.role != "vllm")

@@ -60,7 +60,7 @@ def ray_session(settings: RaySettings) -> Iterator[Path]:
                     dashboard_host=settings.bind,
                     dashboard_port=settings.dashboard_port,
                     _node_ip_address=None if is_loopback(settings.bind) else settings.bind,
-                    object_store_memory=_object_store_bytes(),
+                    object_store_memory=object_store_bytes(),
                     configure_logging=False,
                 )
             else:
@@ -109,7 +109,7 @@ def _check_answers(address: str) -> None:
         ) from error
 
 
-def _object_store_bytes() -> int:
+def object_store_bytes() -> int:
     """A tenth of the memory, at most 8 GiB: rollouts and one weight bucket are small beside the models."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return int(min(max(memory // 10, 256 << 20), 8 << 30))

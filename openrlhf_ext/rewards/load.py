@@ -114,6 +114,11 @@ class WeightedReward:
     def names(self) -> tuple[str, ...]:
         return tuple(source.name for source in self._sources)
 
+    def start(self) -> None:
+        """Import each file now; else `probe` or the first `score` does. Raises RewardError for one that cannot be."""
+        for source in self._texts:
+            source.start()
+
     def probe(self, prompts: Sequence[Prompt] = ()) -> None:
         """Import each file or server and call it once on two samples, of `prompts` where given.
 

@@ -39,7 +39,7 @@ class EngineSettings:
 
 def start_engine(settings: EngineSettings, device: Device, sleep: bool) -> Any:
     if device.kind == "cpu":
-        _need_libnuma()
+        need_libnuma()
     if settings.model.startswith((".", "/")) and not (Path(settings.model) / "config.json").is_file():
         raise DataError(f"{settings.model} holds no config.json: give a folder written by save_pretrained.")
     from vllm.v1.engine.llm_engine import LLMEngine
@@ -102,7 +102,8 @@ def _engine_args(settings: EngineSettings, device: Device, sleep: bool) -> Engin
     )
 
 
-def _need_libnuma() -> None:
+def need_libnuma() -> None:
+    """Raises ResourceError where vLLM could not be imported on a CPU for want of it."""
     try:
         ctypes.CDLL("libnuma.so.1")
     except OSError as error:
