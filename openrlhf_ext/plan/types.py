@@ -22,12 +22,26 @@ BYTES: dict[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
 @dataclass(frozen=True, slots=True)
+class VisionTower:
+    """The numbers of a SigLIP encoder and of the projection behind it (to the text's hidden size)."""
+
+    hidden: int
+    ffn: int
+    layers: int
+    heads: int
+    image: int
+    patch: int
+    channels: int = 3
+
+
+@dataclass(frozen=True, slots=True)
 class ModelShape:
     """An architecture's numbers, from a model's config.json (of its text tower, where it has others).
 
     `windows`: the sliding window of each layer, None where a layer sees everything.
     `norms_per_layer`: norms over the hidden size in a block; `qk_norm`: norms over the head size of queries and keys.
-    `gated`: an MLP of three matrices (gate, up, down). `other_parameters`: those of towers that are not text.
+    `gated`: an MLP of three matrices (gate, up, down). `tower`: what is loaded beside the text model, and
+    `other_parameters` how many weights that is; it sees no text, so it computes nothing in training.
     """
 
     name: str
@@ -51,6 +65,7 @@ class ModelShape:
     windows: tuple[int | None, ...] = ()
     logit_softcap: float | None = None
     attention_softcap: float | None = None
+    tower: VisionTower | None = None
     other_parameters: int = 0
 
 
