@@ -246,7 +246,11 @@ class PhasePeak:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """All terms and their peaks. `kv_tokens`, `kv_sequences`: what the engines' cache has room for."""
+    """All terms and their peaks. `kv_tokens`, `kv_sequences`: what the engines' cache has room for.
+
+    `misfits`: sentences on what cannot be placed whatever the peaks are (too few GPUs, an engine's share that does
+    not hold its weights and one sequence).
+    """
 
     terms: tuple[Term, ...]
     peaks: tuple[PhasePeak, ...]
@@ -254,6 +258,7 @@ class Memory:
     host_limit: int | None
     kv_tokens: int | None = None
     kv_sequences: int | None = None
+    misfits: tuple[str, ...] = ()
 
     @property
     def gpu_peak(self) -> int:
@@ -266,7 +271,7 @@ class Memory:
     @property
     def fits(self) -> bool:
         on_gpu = self.gpu_limit is None or self.gpu_peak <= self.gpu_limit
-        return on_gpu and (self.host_limit is None or self.host_peak <= self.host_limit)
+        return not self.misfits and on_gpu and (self.host_limit is None or self.host_peak <= self.host_limit)
 
 
 @dataclass(frozen=True, slots=True)

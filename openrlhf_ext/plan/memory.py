@@ -1,0 +1,131 @@
+"""All terms of memory of a setup, and what they come to: for each phase on one GPU of each pool, and on a machine."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from openrlhf_ext.plan.engines import bucket_terms, engine_memory, engine_terms, misfit
+from openrlhf_ext.plan.processes import driver_terms, fragmentation, process_terms
+from openrlhf_ext.plan.types import Memory, ModelRun, Phase, PhasePeak, Role, Setup, Term
+
+
+def _optional(module: str, name: str) -> Callable[[ModelRun], list[Term]]:
+    if importlib.util.find_spec(module) is None:
+        return lambda run: []
+    found: Any = getattr(importlib.import_module(module), name)
+    return found
+
+
+state_terms = _optional("openrlhf_ext.plan.states", "state_terms")
+transient_terms = _optional("openrlhf_ext.plan.moments", "transient_terms")
+
+PHASES: dict[str, tuple[Phase, ...]] = {
+    "rl": ("load", "generate", "score", "train", "publish", "save"),
+    "sft": ("load", "train", "save", "evaluate"),
+    "rm": ("load", "train", "save", "evaluate"),
+    "dpo": ("load", "train", "save", "evaluate"),
+}
+
+
+def memory_of(setup: Setup) -> Memory:
+    """Every term, the peaks they add up to, and what the engines' cache has room for.
+
+    Raises nothing: what does not fit is told by `Memory.fits` and `Memory.misfits`.
+    """
+    hardware = setup.hardware
+    terms = _on_a_machine(setup, [*_model_terms(setup), *_engine_terms(setup), *process_terms(setup)])
+    phases = PHASES[setup.command]
+    terms = [replace(term, phases=term.phases.intersection(phases)) for term in (*terms, *driver_terms(setup))]
+    terms = [term for term in terms if term.bytes and term.phases]
+    peaks = []
+    for phase in phases:
+        here = [term for term in terms if phase in term.phases]
+        host = sum(term.bytes for term in here if term.where == "host")
+        for pool in setup.pools:
+            gpu = sum(term.bytes for term in here if term.where == "gpu" and term.pool == pool)
+            peaks.append(PhasePeak(phase, pool, gpu, host))
+    engine = next((run for run in setup.engines if run.role == "engines"), None)
+    room = engine_memory(engine, hardware) if engine is not None else None
+    return Memory(
+        terms=tuple(terms),
+        peaks=tuple(peaks),
+        gpu_limit=hardware.card.bytes if hardware.card is not None else None,
+        host_limit=hardware.host_bytes,
+        kv_tokens=room.tokens if room else None,
+        kv_sequences=room.sequences if room else None,
+        misfits=tuple(_misfits(setup)),
+    )
+
+
+def _model_terms(setup: Setup) -> Iterator[Term]:
+    for run in setup.models:
+        yield from state_terms(run)
+        transient = [replace(term, phases=term.phases & run.awake) for term in transient_terms(run)]
+        if setup.hardware.on_gpu:
+            transient += fragmentation(run.role, run.pool, transient)
+        yield from transient
+
+
+def _engine_terms(setup: Setup) -> Iterator[Term]:
+    for run in setup.engines:
+        yield from engine_terms(run, setup.hardware)
+        if run.role == "engines":
+            policy = next(model for model in setup.models if model.role == "policy")
+            yield from bucket_terms(run, policy, setup.hardware)
+
+
+def _on_a_machine(setup: Setup, terms: Iterable[Term]) -> list[Term]:
+    """Terms of one process, with those on the host times the processes on the fullest machine.
+
+    Without GPUs everything is on the host.
+    """
+    terms = list(terms)
+    if not setup.hardware.on_gpu:
+        terms = [replace(term, where="host") for term in terms]
+    processes = _processes(setup)
+    slots = _slots(setup, terms, processes)
+
+    def there(term: Term) -> int:
+        return min(processes[term.role], slots[term.pool])
+
+    return [term if term.where == "gpu" else replace(term, bytes=term.bytes * there(term)) for term in terms]
+
+
+def _processes(setup: Setup) -> dict[Role, int]:
+    processes = {run.role: run.ranks for run in setup.models}
+    return processes | {run.role: run.count * run.tensor_parallel for run in setup.engines}
+
+
+def _slots(setup: Setup, terms: Iterable[Term], processes: dict[Role, int]) -> dict[str, int]:
+    """Bundles of each pool on the machine that holds most: what takes most of the host comes first."""
+    hardware, wanted = setup.hardware, sum(setup.pools.values())
+    free = hardware.count if hardware.on_gpu and hardware.nodes > 1 else -(-wanted // hardware.nodes)
+    load = dict.fromkeys(setup.pools, 0.0)
+    for term in terms:
+        if term.where == "host":
+            load[term.pool] += term.bytes * processes[term.role] / setup.pools[term.pool]
+    slots = {}
+    for pool in sorted(setup.pools, key=lambda pool: -load[pool]):
+        slots[pool] = min(setup.pools[pool], free)
+        free -= slots[pool]
+    return slots
+
+
+def _misfits(setup: Setup) -> Iterator[str]:
+    hardware = setup.hardware
+    wanted, there = sum(setup.pools.values()), hardware.count * hardware.nodes
+    if hardware.on_gpu and wanted > there:
+        pools = ", ".join(f"{pool} {gpus}" for pool, gpus in setup.pools.items())
+        yield f"The roles need {wanted} GPUs ({pools}) and there {'are' if there > 1 else 'is'} {there}."
+    for run in setup.engines:
+        if hardware.on_gpu and run.tensor_parallel > hardware.count:
+            yield (
+                f"An engine of {run.tensor_parallel} GPUs needs them on one machine, which has {hardware.count}: lower "
+                f"--{'judge' if run.role == 'judge' else 'vllm'}.tensor_parallel_size."
+            )
+        if sentence := misfit(run, hardware):
+            yield sentence

@@ -1,0 +1,81 @@
+"""The setups of sft, rm and dpo: one model on its ranks, and dpo's reference where that is a second model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+from openrlhf_ext.plan.placing import Cut, forward_options, frozen_options, training_options
+from openrlhf_ext.plan.shapes import find_shape
+from openrlhf_ext.plan.types import DataSize, Hardware, Kind, ModelRun, Pass, Phase, Setup
+
+POOL = "model"
+AWAKE: frozenset[Phase] = frozenset({"load", "train", "save", "evaluate"})
+SECOND_MODEL = ("quantised", "offloaded", "model")
+"""The reference strategies of dpo that load a model beside the one in training."""
+
+
+def supervised_setup(command: Literal["sft", "rm", "dpo"], config: Any, hardware: Hardware, data: DataSize) -> Setup:
+    ranks = config.model.num_nodes * config.model.num_gpus_per_node
+    kind: Kind = "reward" if command == "rm" else "causal_lm"
+    model = ModelRun(
+        role="model",
+        shape=find_shape(config.model.model_name_or_path),
+        kind=kind,
+        ranks=ranks,
+        pool=POOL,
+        head_dim=config.model.head_dim if command == "rm" else 1,
+        awake=AWAKE,
+        **training_options(config.ds),
+        **forward_options(config.ds, config.model, hardware),
+    )
+    cut = _cut(command, config, data)
+    train = _pass(command, config, cut, ranks, backward=True)
+    asked = _pass(command, config, cut, ranks, backward=False)
+    model = replace(model, passes=(train, asked))
+    models = [model]
+    if command == "dpo" and (strategy := reference_strategy(config)) in SECOND_MODEL:
+        models.append(_second_model(config, strategy, model, asked))
+    return Setup(command, config, hardware, data, tuple(models), pools={POOL: ranks})
+
+
+def reference_strategy(config: Any) -> str:
+    """Where dpo's reference comes from, `auto` resolved: the base under adapters, else log-probs computed once."""
+    strategy: str = config.ref.strategy
+    if strategy != "auto":
+        return strategy
+    if config.ref.offload:
+        return "offloaded"
+    return "base" if config.ds.lora.rank and not config.ref.model_name_or_path else "cached"
+
+
+def _cut(command: str, config: Any, data: DataSize) -> Cut:
+    """Micro-batches of rows; a pair of rm and dpo is two of them."""
+    length = min(config.data.max_len, data.max_tokens)
+    # A reward model is read at the last token. Elsewhere every token but the first may be one to learn.
+    selected = 1 if command == "rm" else max(length - 1, 1)
+    pairs = 2 if command in ("rm", "dpo") else 1
+    return Cut(length, selected, rows=config.train.micro_batch_size * pairs)
+
+
+def _pass(command: str, config: Any, cut: Cut, ranks: int, *, backward: bool) -> Pass:
+    sequences = config.train.batch_size * (2 if command in ("rm", "dpo") else 1)
+    # dpo's loss reads the reference's log-probs of the same positions.
+    columns = 1 if command == "dpo" and backward else 0
+    return cut.largest(sequences, ranks, backward=backward, columns=columns)
+
+
+def _second_model(config: Any, strategy: str, model: ModelRun, asked: Pass) -> ModelRun:
+    name = config.ref.model_name_or_path
+    return replace(
+        model,
+        role="reference",
+        shape=find_shape(name) if name else model.shape,
+        lora=None,
+        load_in_4bit=strategy == "quantised",
+        adam_offload=False,
+        overlap_comm=False,
+        grad_accum_dtype=None,
+        passes=(asked,),
+        **frozen_options(config.ds, offload=strategy == "offloaded"),
+    )
