@@ -29,17 +29,17 @@ def arithmetic_of(setup: Setup) -> Arithmetic:
         return Arithmetic(cfg.train.batch_size, *(None,) * 8, tokens_per_step=tokens)
     full, left = divmod(rows, batch)
     dropped = setup.command == "rl" and cfg.data.drop_last
-    sizes = [batch] * full + ([left] if left and not dropped else [])
+    short = 0 if dropped else left
     passes = cfg.train.num_episodes if setup.command == "rl" else cfg.train.max_epochs
-    steps = len(sizes) * passes
-    optimizer, scheduled = _policy_steps(cfg, sizes) if setup.command == "rl" else (steps, max(steps, 1))
+    steps = (full + bool(short)) * passes
+    optimizer = _policy_steps(cfg, full, short) if setup.command == "rl" else steps
     return Arithmetic(
         effective_batch=cfg.train.batch_size,
         steps_per_epoch=full,
         leftover_rows=left,
         steps_total=steps,
         optimizer_steps=optimizer,
-        warmup_steps=math.ceil(scheduled * _optimizer_of(setup).lr_warmup_ratio),
+        warmup_steps=math.ceil(max(optimizer, 1) * _optimizer_of(setup).lr_warmup_ratio),
         saves=_saves(cfg, steps),
         evals=_evals(setup, steps),
         logs=_logs(setup, steps),
@@ -75,14 +75,17 @@ def evaluates(setup: Setup) -> bool:
     return setup.config.eval.dataset is not None or bool(setup.data.eval_rows)
 
 
-def _policy_steps(cfg: Any, sizes: Sequence[int]) -> tuple[int, int]:
-    """Optimizer steps of the policy, and as many as its schedule is made for (at least one)."""
-    samples, batch = cfg.rollout.n_samples_per_prompt, cfg.train.batch_size
-    by_step = [math.ceil(size * samples / batch) * cfg.train.max_epochs for size in sizes]
-    frozen, epoch = max(cfg.critic.freezing_steps, 0) if cfg.has_critic else 0, len(sizes)
-    skipped = sum(by_step) * (frozen // epoch) + sum(by_step[: frozen % epoch]) if epoch else 0
-    steps = max(sum(by_step) * cfg.train.num_episodes - skipped, 0)
-    return steps, max(steps, 1)
+def _policy_steps(cfg: Any, full: int, short: int) -> int:
+    """Optimizer steps of the policy, which the critic's first steps are not."""
+
+    def of_rows(rows: int) -> int:
+        return math.ceil(rows * cfg.rollout.n_samples_per_prompt / cfg.train.batch_size) * cfg.train.max_epochs
+
+    whole, last = of_rows(cfg.rollout.batch_size), of_rows(short)
+    frozen = max(cfg.critic.freezing_steps, 0) if cfg.has_critic else 0
+    epochs, steps = divmod(frozen, max(full + bool(short), 1))
+    every = full * whole + last
+    return max(every * (cfg.train.num_episodes - epochs) - steps * whole, 0)
 
 
 def _optimizer_of(setup: Setup) -> Any:
