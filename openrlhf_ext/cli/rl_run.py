@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openrlhf_ext.cli.rl_rewards import reward_settings, reward_sources
 from openrlhf_ext.cli.rl_roles import Schedule, model_specs, ray_settings, roles_spec
 from openrlhf_ext.cli.rl_setup import (
     eval_sampling,
     prompt_settings,
     reward_model,
-    reward_settings,
-    reward_sources,
     rl_settings,
 )
 from openrlhf_ext.cli.specs import cadence_of, metrics_file, open_store, open_tracking, write_config

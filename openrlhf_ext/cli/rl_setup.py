@@ -14,7 +14,6 @@ from openrlhf_ext.ops.advantage import AdvantageSettings
 from openrlhf_ext.ops.length_penalty import LengthPenalties
 from openrlhf_ext.ops.mismatch import CorrectionSettings
 from openrlhf_ext.ops.policy_loss import PolicyLossSettings
-from openrlhf_ext.rewards.load import RewardSettings
 from openrlhf_ext.rewards.model import ModelSource
 from openrlhf_ext.trainers.objectives import PolicyObjective, ValueObjective
 from openrlhf_ext.trainers.rl import RLSettings
@@ -38,16 +37,6 @@ def prompt_settings(cfg: RLConfig, dataset: str, split: str, probs: str | None, 
         overlong=cfg.data.overlong_prompt,
         seed=cfg.train.seed,
     )
-
-
-def reward_settings(cfg: RLConfig) -> RewardSettings:
-    reward = cfg.reward
-    return RewardSettings(reward.on_error, reward.weights, reward.timeout_s, max_retries=reward.max_retries)
-
-
-def reward_sources(cfg: RLConfig) -> list[str]:
-    """The files and URLs that rewards come from."""
-    return [part.strip() for part in (cfg.reward.remote_url or "").split(",") if part.strip()]
 
 
 def reward_model(cfg: RLConfig, tokenizer: PreTrainedTokenizerBase) -> ModelSource | None:

@@ -1,0 +1,132 @@
+"""`openrlhf-ext check COMMAND ...`: everything that can go wrong with a command, found in seconds, all at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from openrlhf_ext.cli.checks.finding import LEVELS, Finding, error, in_two
+from openrlhf_ext.cli.checks.flags import AREA as FLAGS
+from openrlhf_ext.cli.checks.flags import flag_findings
+from openrlhf_ext.cli.checks.lanes import Check, Lane, run_lanes
+from openrlhf_ext.cli.checks.subject import Subject
+from openrlhf_ext.config import COMMANDS, examine
+from openrlhf_ext.errors import ConfigError
+
+LIMIT_S = 13.5
+"""For everything together: an answer within 15 s, the start of the interpreter included."""
+
+USAGE = """\
+usage: openrlhf-ext check COMMAND [the command's flags] [--json]
+
+Looks at everything that the command needs, starts nothing, and says all it finds at once: device, packages, models,
+tokenizers, data, rewards, folders, disk, memory, Ray. Exit code 2 if the command would fail, else 0.
+The commands are {commands}; --json prints one object.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    start = time.monotonic()
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE.format(commands=", ".join(COMMANDS)))
+        return 0
+    command, *flags = argv
+    if command not in COMMANDS:
+        raise ConfigError(f"openrlhf-ext check {command}: it checks {', '.join(COMMANDS)}; name one of them.")
+    if "--help" in flags or "-h" in flags:
+        from openrlhf_ext.cli.help import answer_help
+
+        answer_help(command, flags)
+        return 0
+    as_json = "--json" in flags
+    with _output_kept_apart():
+        findings, defects = check(command, [flag for flag in flags if flag != "--json"], start + LIMIT_S)
+    fine = all(finding.level != "error" for finding in findings)
+    seconds = time.monotonic() - start
+    if as_json:
+        answer = {"command": command, "ok": fine, "findings": [dataclasses.asdict(item) for item in findings]}
+        print(json.dumps({**answer, "seconds": round(seconds, 2)}))
+    else:
+        _print_table(findings, seconds)
+    if defects:
+        raise defects[0]  # ours, not the user's; what was found is said all the same
+    return 0 if fine else 2
+
+
+def check(command: str, flags: Sequence[str], deadline: float) -> tuple[list[Finding], list[Exception]]:
+    """What there is to say of a command line, the worst last; and exceptions of our own making."""
+    try:
+        parsed, violations = examine(command, flags)
+    except ConfigError as raised:  # no list of flags at all: the machine can be looked at all the same
+        text, remedy = in_two(str(raised))
+        unread = error(FLAGS, text, remedy or "mend it, and check again.")
+        return [unread, *_not_looked_at()], []
+    subject = Subject(command, parsed, flags_are_right=not violations)
+    found = run_lanes(lanes_of(command), subject, deadline)
+    findings = dict.fromkeys([*flag_findings(parsed, violations), *found.findings])
+    return sorted(findings, key=lambda finding: LEVELS.index(finding.level)), found.defects
+
+
+def lanes_of(command: str) -> list[Lane]:
+    """What runs side by side. Later checks of a lane use what earlier ones made; heavy imports are in one only."""
+    from openrlhf_ext.cli.checks import devices, folders, machine, models, packages, rewards, rows, tokenizers
+
+    heavy = [
+        Check(devices.AREA, devices.find_device, 9.0),
+        Check(folders.AREA, folders.find_folders, 4.0),
+        Check(models.AREA, models.find_models, 9.0),
+        Check(tokenizers.AREA, tokenizers.find_tokenizer, 6.0),
+        Check(rows.AREA, rows.find_rows, 6.0),
+        Check(rows.EVALUATION, rows.find_evaluation_rows, 4.0),
+        Check(devices.AREA, devices.find_ranks, 10.0),
+        Check(machine.AREA, machine.find_ray_here, 3.0),
+    ]
+    light = [
+        Check(packages.AREA, packages.find_packages, 5.0),
+        Check(machine.AREA, machine.find_limits, 1.0),
+    ]
+    return [light, heavy, [Check(rewards.AREA, rewards.find_rewards, 13.0)]] if command == "rl" else [light, heavy]
+
+
+def _not_looked_at() -> Iterator[Finding]:
+    yield Finding("others", "warning", "nothing else was looked at", "correct the command line, and check again.")
+
+
+@contextmanager
+def _output_kept_apart() -> Iterator[None]:
+    """What others print meanwhile (users' reward files, libraries) goes to stderr: stdout is for the answer."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _print_table(findings: Sequence[Finding], seconds: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold", ratio=1)
+    colours = {"ok": "green", "warning": "yellow", "error": "bold red"}
+    for finding in findings:
+        words = Text(finding.text)
+        if finding.remedy:
+            words.append(f"\n{finding.remedy}", style="cyan")
+        table.add_row(Text(finding.level, style=colours[finding.level]), finding.area, words)
+    console.print(table)
+    counts = [f"{sum(item.level == level for item in findings)} {level}" for level in reversed(LEVELS)]
+    console.print(f"{', '.join(counts)}, in {seconds:.1f} s", markup=False)

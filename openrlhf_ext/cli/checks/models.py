@@ -1,0 +1,81 @@
+"""Model folders and hub names: what their files tell without being loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from openrlhf_ext.cli.checks.finding import Finding, of_error, ok, warning
+from openrlhf_ext.cli.checks.subject import Subject
+from openrlhf_ext.errors import UserError
+
+if TYPE_CHECKING:
+    from openrlhf_ext.models.spec import ModelSpec
+
+AREA = "model"
+ROLES = {"causal_lm": "model", "value": "critic", "reward": "reward model"}
+
+
+def find_models(subject: Subject) -> Iterator[Finding]:
+    from openrlhf_ext.models.build import check_spec
+
+    for name, spec in specs_of(subject):
+        try:
+            check_spec(spec)
+        except UserError as raised:
+            yield of_error(AREA, raised)
+            continue
+        if not Path(spec.path).is_dir():
+            yield ok(AREA, f"{name} {spec.path}: the hub or its local cache has it")
+            continue
+        shapes = weight_shapes(spec.path)
+        subject.parameters[spec.path] = parameters = sum(math.prod(shape) for shape in shapes.values())
+        yield ok(AREA, f"{name} {spec.path}: {parameters:,} parameters in {len(shapes)} tensors")
+        yield from _positions(subject, name, spec.path)
+
+
+def specs_of(subject: Subject) -> list[tuple[str, ModelSpec]]:
+    """Every model that the command loads, and what it calls it. Raises ConfigError as the command does."""
+    if subject.command == "rl":
+        from openrlhf_ext.cli.rl_roles import model_specs
+
+        specs = model_specs(subject.parsed, subject.device)
+        return [("policy" if spec.kind == "causal_lm" else ROLES[spec.kind], spec) for spec in specs]
+    from openrlhf_ext.cli.specs import model_spec
+
+    config, device = subject.config, subject.device
+    chosen = "ds.attn_implementation" in subject.parsed.explicit
+    spec = model_spec(config.model.model_name_or_path, config.model, config.ds, device, explicit=chosen)
+    if subject.command == "rm":
+        spec = replace(spec, kind="value", value_head=config.ds.value_head_prefix)
+    if subject.command != "dpo" or config.ref.model_name_or_path is None:
+        return [("model", spec)]
+    reference = model_spec(config.ref.model_name_or_path, config.model, config.ds, device, explicit=chosen)
+    return [("model", spec), ("reference", replace(reference, lora=None))]
+
+
+def weight_shapes(path: str) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor in a folder, from the heads of its files."""
+    from safetensors import safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in Path(path).glob("*.safetensors"):
+        with safe_open(file, framework="numpy") as weights:
+            shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    return shapes
+
+
+def _positions(subject: Subject, name: str, path: str) -> Iterator[Finding]:
+    from openrlhf_ext.models.load import load_config
+
+    longest = subject.config.data.max_len
+    positions = getattr(load_config(path).get_text_config(), "max_position_embeddings", None)
+    if positions is not None and longest > positions and name != "reward model":
+        yield warning(
+            AREA,
+            f"--data.max_len {longest} is more than the {positions} positions that {name} {path} was trained for",
+            f"give --data.max_len {positions} or less.",
+        )
