@@ -43,16 +43,6 @@ def evaluated_answers_alike(case: Case) -> str | None:
     )
 
 
-def filter_of_single_answers(case: Case) -> str | None:
-    if not case.rl or not case.config.algo.dynamic_filtering_enable or case.config.rollout.n_samples_per_prompt > 1:
-        return None
-    low, high = case.config.algo.dynamic_filtering_range
-    return (
-        f"--algo.dynamic_filtering_enable with one answer to a prompt leaves out every reward of {low:g} or less and "
-        f"of {high:g} or more; give --rollout.n_samples_per_prompt 8."
-    )
-
-
 def policy_never_learns(case: Case) -> str | None:
     steps = case.arithmetic.steps_total
     if not case.rl or not case.config.has_critic or steps is None or case.config.critic.freezing_steps < steps:
@@ -93,7 +83,6 @@ ALGORITHM: tuple[Trap, ...] = (
     sampled_from_a_cut_distribution,
     answers_nearly_alike,
     evaluated_answers_alike,
-    filter_of_single_answers,
     policy_never_learns,
     stale_rollouts_uncorrected,
     no_kl_in_a_long_run,

@@ -74,20 +74,10 @@ def activations_kept(case: Case) -> str | None:
     )
 
 
-def cache_below_one_sequence(case: Case) -> str | None:
-    room, longest = case.memory.kv_tokens, _longest(case)
-    if room is None or longest is None or room >= longest:
-        return None
-    return (
-        f"The engines' cache has room for {room} tokens and the longest sequence has {longest}: vLLM will not start; "
-        f"{_more_cache(case)}."
-    )
-
-
 def cache_in_waves(case: Case) -> str | None:
-    room, longest, tokens = case.memory.kv_sequences, _longest(case), case.memory.kv_tokens
+    room = case.memory.kv_sequences
     wanted = max((run.sequences for run in case.setup.engines if run.role == "engines"), default=0)
-    if not room or longest is None or tokens is None or tokens < longest or 4 * room > wanted:
+    if not room or 4 * room > wanted:
         return None
     return (
         f"The engines' cache has room for {room} of {wanted} sequences at their longest, which are then written in "
@@ -117,10 +107,6 @@ def checkpoints_fill_the_disk(case: Case) -> str | None:
     )
 
 
-def _longest(case: Case) -> int | None:
-    return next((run.tokens_each for run in case.setup.engines if run.role == "engines"), None)
-
-
 def _more_cache(case: Case) -> str:
     if case.card is None:
         return "raise --vllm.kv_cache_gb"
@@ -133,7 +119,6 @@ MEMORY: tuple[Trap, ...] = (
     host_nearly_full,
     offload_for_nothing,
     activations_kept,
-    cache_below_one_sequence,
     cache_in_waves,
     checkpoints_pruned_by_size,
     checkpoints_fill_the_disk,

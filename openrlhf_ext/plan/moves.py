@@ -1,0 +1,300 @@
+"""What can be changed to make a run fit, from what costs nothing to other training and more hardware.
+
+A move looks at the run as it stands and offers one flag's other values, or None where it does not apply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from openrlhf_ext.plan.engines import misfit
+from openrlhf_ext.plan.parameters import total_parameters, trainable_parameters
+from openrlhf_ext.plan.types import BYTES, EngineRun, ModelRun, Role, Setup
+
+HOST_LINK = 20e9
+"""Bytes a second between a GPU and pinned host memory: PCIe 4.0 x16 gives 32e9 at best, and copies reach two thirds."""
+HOST_MEMORY = 50e9
+"""Bytes a second that the optimizer's step reads and writes on a host (two channels of DDR5, well used)."""
+SHORTEST = 256
+"""Tokens below which a shorter length is no help that anyone wants."""
+LEAST_SHARE = 0.1
+"""Of a GPU, for an engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One or several flags' values at a time, from the mildest change to the strongest.
+
+    `costs` says in words what values cost. `same_result`: the same is trained, but for rounding.
+    """
+
+    levels: tuple[dict[str, Any], ...]
+    costs: Callable[[dict[str, Any]], str]
+    same_result: bool = True
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(self.levels[0])
+
+
+Move = Callable[[Setup], Offer | None]
+
+
+def smaller_micro_batch(setup: Setup) -> Offer | None:
+    train = setup.config.train
+    if setup.command == "rl" and train.dynamic_batch_enable:
+        return None
+    ranks = _trained(setup).ranks
+
+    def costs(values: dict[str, Any]) -> str:
+        parts = train.batch_size // (values["train.micro_batch_size"] * ranks)
+        return f"{parts} smaller passes for a step instead of {train.batch_size // (train.micro_batch_size * ranks)}"
+
+    return _offer("train.micro_batch_size", _divisors_below(train.micro_batch_size), costs)
+
+
+def smaller_token_budget(setup: Setup) -> Offer | None:
+    config = setup.config
+    if setup.command != "rl" or not config.train.dynamic_batch_enable:
+        return None
+    budgets = _halves(config.train.max_tokens_per_gpu, config.data.max_len)
+    return _offer("train.max_tokens_per_gpu", budgets, lambda values: "more, smaller passes for a step")
+
+
+def smaller_inference_batch(setup: Setup) -> Offer | None:
+    config = setup.config
+    if setup.command != "rl":
+        return None
+    words = "more, smaller passes for log-probs"
+    if not config.train.dynamic_batch_enable:
+        sizes = _halves(config.rollout.micro_batch_size, 1)
+        return _offer("rollout.micro_batch_size", sizes, lambda values: words)
+    if config.rollout.max_tokens_per_gpu is None:
+        return None
+    budgets = _halves(config.rollout.max_tokens_per_gpu, config.data.max_len)
+    return _offer("rollout.max_tokens_per_gpu", budgets, lambda values: words)
+
+
+def smaller_chunk(setup: Setup) -> Offer | None:
+    sizes = _halves(setup.config.ds.logprob_chunk_size, 128)
+    return _offer("ds.logprob_chunk_size", sizes, lambda values: "smaller products with the LM head, next to nothing")
+
+
+def shared_gpus(setup: Setup) -> Offer | None:
+    """Roles take turns where there are too few GPUs for each to have its own."""
+    train, hardware = setup.config.train if setup.command == "rl" else None, setup.hardware
+    if train is None or train.colocate_all or train.async_enable or not hardware.on_gpu:
+        return None
+    if sum(setup.pools.values()) <= hardware.count * hardware.nodes:
+        return None
+    return _offer("train.colocate_all", [True], lambda values: "roles take turns instead of having GPUs of their own")
+
+
+def sleeping_engines(setup: Setup) -> Offer | None:
+    return _sleep(setup, "vllm.enable_sleep", [run for run in setup.engines if run.role == "engines"])
+
+
+def sleeping_judge(setup: Setup) -> Offer | None:
+    return _sleep(setup, "judge.enable_sleep", [run for run in setup.engines if run.role == "judge"])
+
+
+def sleeping_models(setup: Setup) -> Offer | None:
+    if setup.command != "rl" or setup.config.ds.enable_sleep or not setup.config.train.colocate_all:
+        return None
+    moved = sum(_state_bytes(model) for model in setup.models)
+    return _offer("ds.enable_sleep", [True], lambda values: f"about {_round_trip(moved)} a step to and from the host")
+
+
+def engine_share(setup: Setup) -> Offer | None:
+    return _share(setup, "engines", "vllm.gpu_memory_utilization")
+
+
+def judge_share(setup: Setup) -> Offer | None:
+    return _share(setup, "judge", "judge.gpu_memory_utilization")
+
+
+def checkpointing(setup: Setup) -> Offer | None:
+    section = "actor" if setup.command == "rl" else "model"
+    if getattr(setup.config, section).gradient_checkpointing_enable:
+        return None
+    words = "about 30 % more time in training, for a second forward pass"
+    return _offer(f"{section}.gradient_checkpointing_enable", [True], lambda values: words)
+
+
+def more_sharding(setup: Setup) -> Offer | None:
+    asked, model = setup.config.ds.zero_stage, _trained(setup)
+    stages = [stage for stage in (1, 2, 3) if stage > max(asked, model.zero_stage if asked else 0)]
+    if model.ranks == 1:
+        return None
+
+    def costs(values: dict[str, Any]) -> str:
+        if values["ds.zero_stage"] < 3:
+            return "gradients are reduced to their shards, next to nothing"
+        return "weights are gathered layer by layer: half as much again over the link"
+
+    return _offer("ds.zero_stage", stages, costs)
+
+
+def reference_elsewhere(setup: Setup) -> Offer | None:
+    """DPO's second model, where there is one: the base under the adapters, or log-probs computed before training."""
+    if setup.command != "dpo" or not any(model.role == "reference" for model in setup.models):
+        return None
+    own = setup.config.ref.model_name_or_path
+    strategy = "base" if setup.config.ds.lora.rank and not own else "cached"
+    words = {
+        "base": "nothing: it is the model without its adapters",
+        "cached": "one forward pass over all pairs before",
+    }
+    return _offer("ref.strategy", [strategy], lambda values: words[values["ref.strategy"]])
+
+
+def offloaded_reference(setup: Setup) -> Offer | None:
+    return _offloaded(setup, "reference", "ref.offload")
+
+
+def offloaded_reward(setup: Setup) -> Offer | None:
+    return _offloaded(setup, "reward", "reward.offload")
+
+
+def offloaded_optimizer(setup: Setup) -> Offer | None:
+    if setup.config.ds.adam_offload or not setup.hardware.on_gpu:
+        return None
+    model = _trained(setup)
+    share = trainable_parameters(model) / model.ranks
+    size = BYTES[model.dtype]
+    # Gradients leave and weights come back; the step reads gradient, weight and two moments and writes three of them.
+    seconds = share * 2 * size / HOST_LINK + share * min(model.ranks, setup.hardware.count) * 28 / HOST_MEMORY
+    words = f"about {_seconds(seconds)} for each optimizer step, which runs on the host"
+    return _offer("ds.adam_offload", [True], lambda values: words)
+
+
+def adapters(setup: Setup) -> Offer | None:
+    if setup.config.ds.lora.rank:
+        return None
+    words = "adapters are trained instead of all weights, with a learning rate about ten times as high"
+    return Offer(({"ds.lora.rank": 16, "ds.lora.alpha": 32},), lambda values: words, same_result=False)
+
+
+def four_bits(setup: Setup) -> Offer | None:
+    if setup.config.ds.load_in_4bit or not setup.config.ds.lora.rank:
+        return None
+    words = "weights under the adapters are rounded to 4 bits, and unpacked in every pass"
+    return _offer("ds.load_in_4bit", [True], lambda values: words, same_result=False)
+
+
+def shorter_rows(setup: Setup) -> Offer | None:
+    config = setup.config
+    lengths = _halves(config.data.max_len, SHORTEST)
+    if setup.command == "rl" and (answer := config.rollout.max_new_tokens) is not None:
+        levels = [
+            {"data.max_len": length, "rollout.max_new_tokens": answer * length // config.data.max_len}
+            for length in lengths
+        ]
+    else:
+        levels = [{"data.max_len": length} for length in lengths]
+    if not levels:
+        return None
+    return Offer(tuple(levels), lambda values: "longer rows are cut, or left out", same_result=False)
+
+
+def more_gpus(setup: Setup) -> Offer | None:
+    section = "actor" if setup.command == "rl" else "model"
+    path, there = f"{section}.num_gpus_per_node", setup.hardware.count
+    if not setup.hardware.on_gpu or (setup.command == "rl" and not setup.config.train.colocate_all):
+        return None
+    counts = [count for count in (2, 4, 8) if count > max(there, _trained(setup).ranks // setup.hardware.nodes)]
+    return _offer(path, counts, lambda values: f"{values[path] - there} more GPUs on each machine (--device.count)")
+
+
+GROUPS: tuple[tuple[Move, ...], ...] = (
+    (smaller_chunk, smaller_micro_batch, smaller_token_budget, smaller_inference_batch),
+    (shared_gpus, sleeping_engines, sleeping_judge, sleeping_models, engine_share, judge_share),
+    (reference_elsewhere, more_sharding, checkpointing),
+    (offloaded_reward, offloaded_reference, offloaded_optimizer),
+    (adapters, four_bits),
+    (shorter_rows,),
+    (more_gpus, more_sharding),
+)
+"""From the cheapest: no group is asked before those above it have given all they can."""
+
+CHOSEN_ALONE: frozenset[Move] = frozenset({*GROUPS[0], *GROUPS[1][1:], checkpointing, *GROUPS[3]})
+"""What `--memory.auto` may do: the same is trained, on the same GPUs, and resumes from the same checkpoints."""
+
+
+def _offer(
+    path: str, values: Iterable[Any], costs: Callable[[dict[str, Any]], str], *, same_result: bool = True
+) -> Offer | None:
+    levels = tuple({path: value} for value in values)
+    return Offer(levels, costs, same_result) if levels else None
+
+
+def _sleep(setup: Setup, path: str, engines: list[EngineRun]) -> Offer | None:
+    if setup.command != "rl" or not engines or not setup.config.train.colocate_all or setup.config.train.async_enable:
+        return None
+    if getattr(setup.config, path.partition(".")[0]).enable_sleep:
+        return None
+    moved = sum(total_parameters(_as_model(run)) * BYTES[run.dtype] for run in engines)
+    return _offer(path, [True], lambda values: f"about {_round_trip(moved)} a step to and from the host")
+
+
+def _share(setup: Setup, role: Role, path: str) -> Offer | None:
+    run = next((run for run in setup.engines if run.role == role), None)
+    if run is None or not setup.hardware.on_gpu:
+        return None
+    shares = [round(LEAST_SHARE + 0.05 * number, 2) for number in range(18)]
+    if misfit(run, setup.hardware) is not None:
+        larger = [share for share in shares if share > run.utilization]
+        return _offer(path, larger, lambda values: "less memory for others")
+    smaller = [share for share in reversed(shares) if share < run.utilization]
+    return _offer(path, smaller, lambda values: "a smaller cache, so fewer sequences are written at a time")
+
+
+def _offloaded(setup: Setup, role: Role, path: str) -> Offer | None:
+    model = next((model for model in setup.models if model.role == role), None)
+    if model is None or model.param_offload or setup.command != "rl" or not setup.hardware.on_gpu:
+        return None
+    config = setup.config
+    passes = config.rollout.batch_size * config.rollout.n_samples_per_prompt / model.ranks
+    if not config.train.dynamic_batch_enable:
+        passes = max(passes / config.rollout.micro_batch_size, 1)
+    seconds = passes * total_parameters(model) * BYTES[model.dtype] / HOST_LINK
+    words = f"about {_seconds(seconds)} a step: its weights come from the host in every pass"
+    return _offer(path, [True], lambda values: words)
+
+
+def _trained(setup: Setup) -> ModelRun:
+    return next(model for model in setup.models if model.role in ("policy", "model"))
+
+
+def _as_model(run: EngineRun) -> ModelRun:
+    return ModelRun(run.role, run.shape, "causal_lm", False, run.tensor_parallel, run.pool)
+
+
+def _state_bytes(model: ModelRun) -> int:
+    """Of a rank, about: what goes to the host when it sleeps."""
+    shards = model.ranks if model.zero_stage else 1
+    weights = total_parameters(model) * BYTES[model.dtype] // (model.ranks if model.zero_stage == 3 else 1)
+    return weights + 12 * trainable_parameters(model) // shards * (not model.adam_offload)
+
+
+def _round_trip(size: int) -> str:
+    return _seconds(2 * size / HOST_LINK)
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def _divisors_below(number: int) -> list[int]:
+    """From the largest: the batch stays a multiple of each."""
+    return [divisor for divisor in range(number - 1, 0, -1) if number % divisor == 0]
+
+
+def _halves(number: int, least: int) -> list[int]:
+    halves = []
+    while number // 2 >= least:
+        number //= 2
+        halves.append(number)
+    return halves
