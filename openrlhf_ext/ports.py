@@ -116,9 +116,9 @@ class ValueOutput(NamedTuple):
 
 
 class ScoreOutput(NamedTuple):
-    """What a reward model says of a micro-batch: one number for each row, at its last token."""
+    """What a reward model says of each row of a micro-batch at its last token: the H numbers of its head, mostly 1."""
 
-    score_B1: Tensor  # float32, differentiable in training
+    score_BH: Tensor  # float32, differentiable in training
 
 
 class Objective(Protocol):
@@ -152,7 +152,7 @@ class TrainEngine(Protocol):
     def world_size(self) -> int: ...
 
     def forward(self, micro: MicroBatch, temperature: float = 1.0, *, adapters: bool = True) -> Tensor:
-        """The model's answer without gradient, float32 on the CPU: (B, A) log-probs or values, or (B, 1) scores.
+        """The model's answer without gradient, float32 on the CPU: (B, A) log-probs or values, or (B, H) scores.
 
         `adapters` False: as the model was before its adapters learned anything (the reference of a LoRA policy).
         """

@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 Rows = tuple[int, ...]
@@ -23,16 +23,18 @@ class SplitSettings:
 
     `rows` is the largest number of rows of a micro-batch. `max_tokens` is its token budget: rows x
     longest row when padded, the sum of the lengths when `packed`. A row above the budget is a
-    micro-batch of its own.
+    micro-batch of its own. So many consecutive rows as `unit` says are never parted (2: the answers
+    of a preference pair), and `rows` then counts units.
     """
 
     ranks: int = 1
     rows: int | None = None
     max_tokens: int | None = None
     packed: bool = False
+    unit: int = 1
 
     def __post_init__(self) -> None:
-        assert self.ranks > 0, "at least one rank"
+        assert self.ranks > 0 and self.unit > 0, "at least one rank, units of at least one row"
         assert (self.rows is None) != (self.max_tokens is None), "either rows or a token budget"
         assert (self.rows or self.max_tokens or 0) > 0, "a micro-batch holds something"
 
@@ -52,6 +54,8 @@ def micro_batches(lengths: Sequence[int], settings: SplitSettings) -> list[list[
     because a sharded model runs them in lockstep.
     """
     assert len(lengths) > 0, "nothing to split"
+    if settings.unit > 1:
+        return _in_units(lengths, settings)
     longest_first = sorted(range(len(lengths)), key=lambda r: (-lengths[r], r))
     if settings.rows is not None:
         parts = _by_count(longest_first, settings.rows, settings.ranks)
@@ -60,6 +64,23 @@ def micro_batches(lengths: Sequence[int], settings: SplitSettings) -> list[list[
         by_budget = _packed if settings.packed else _padded
         parts = by_budget(longest_first, lengths, settings.max_tokens, settings.ranks)
     return _deal(parts, lambda rows: settings.cost(lengths, rows), settings.ranks)
+
+
+def _in_units(lengths: Sequence[int], settings: SplitSettings) -> list[list[Rows]]:
+    """A unit is as long as its longest row, beside which the others are padded, or as all of them packed."""
+    unit = settings.unit
+    assert len(lengths) % unit == 0, "whole units"
+    starts = range(0, len(lengths), unit)
+    length_of = sum if settings.packed else max
+    budget = settings.max_tokens
+    if budget is not None and not settings.packed:
+        budget = max(budget // unit, 1)
+    plan = micro_batches(
+        [length_of(lengths[start : start + unit]) for start in starts], replace(settings, unit=1, max_tokens=budget)
+    )
+    return [
+        [tuple(row for at in rows for row in range(starts[at], starts[at] + unit)) for rows in rank] for rank in plan
+    ]
 
 
 def _round_up(n: int, multiple: int) -> int:

@@ -42,5 +42,5 @@ def _load(spec: ModelSpec, seed: int, writable: Writable) -> PolicyModel | Value
     if spec.kind == "causal_lm":
         return PolicyModel.load(spec)
     if spec.kind == "reward":
-        return RewardModel.load(spec)
+        return RewardModel.load(spec, seed, writable)
     return ValueModel.load(spec, seed, writable)

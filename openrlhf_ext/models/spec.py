@@ -37,7 +37,8 @@ class ModelSpec:
     """A model and how it is run.
 
     `kind` says what it answers with: log-probs of tokens (`causal_lm`), a value at every token (`value`, the
-    critic) or a score at the last token (`reward`).
+    critic) or a score at the last token (`reward`; of `head_dim` numbers). A `reward` model that is to be trained
+    may have a `new_head`; otherwise its head comes from its files.
     `packing` puts the rows of a micro-batch one behind the other instead of padding them;
     `logprob_chunk` is the number of positions whose logits are in memory at a time.
     """
@@ -51,6 +52,8 @@ class ModelSpec:
     logprob_chunk: int = 1024
     kind: Kind = "causal_lm"
     value_head: str = "score"  # name of the head of a value or reward model
+    head_dim: int = 1
+    new_head: bool = False
     normalize: bool = False  # its numbers, by the mean and standard deviation that the checkpoint knows
     lora: LoraSpec | None = None  # None: all weights are trained
     load_in_4bit: bool = False  # NF4 base weights (QLoRA, Dettmers et al. 2023, arXiv:2305.14314)

@@ -1,6 +1,6 @@
-"""A transformer with a head of one number: the critic, and the reward model.
+"""A transformer with a head of one number, or of a few: the critic, and the reward model.
 
-Its layout on disk is that of transformers' sequence classification with one label (`model.*`, `score.weight`),
+Its layout on disk is that of transformers' sequence classification with a label each (`model.*`, `score.weight`),
 which TRL and vLLM read too. Shapes as in `models.hidden`.
 """
 
@@ -41,9 +41,9 @@ class ScalarModel(nn.Module):
         recompute_activations(model, spec)
 
     def _numbers(self, tokens_BT: Tensor, lengths_B: Tensor, chosen_BT: Tensor) -> Tensor:
-        """(N,) float32, in row-major order."""
+        """(N, K) float32, in row-major order, of a head of K numbers."""
         hidden_NH = hidden_states(self.model.base_model, self.spec, tokens_BT, lengths_B, chosen_BT)
-        return (self.head(hidden_NH).squeeze(-1) - self.mean) / self.std
+        return (self.head(hidden_NH) - self.mean) / self.std
 
 
 class ValueModel(ScalarModel):
@@ -55,11 +55,7 @@ class ValueModel(ScalarModel):
 
         Raises DataError for a folder that is not a safetensors model that can be used.
         """
-        model, head_is_new = load_scalar_model(spec)
-        if head_is_new:
-            hidden = model.config.get_text_config().hidden_size
-            draw_normal(model.get_parameter(f"{HEAD}.weight"), 1 / (hidden + 1), seed, writable)
-        return cls(model, spec)
+        return cls(_with_drawn_head(spec, seed, writable), spec)
 
     def forward(
         self, tokens_BT: Tensor, lengths_B: Tensor, action_BA: Tensor, temperature: float = 1.0, entropy: bool = False
@@ -67,26 +63,23 @@ class ValueModel(ScalarModel):
         """Action a is token a + 1, so its state is the hidden state of token a. Zero off actions."""
         # As in PolicyModel: a micro-batch without actions still reaches every parameter, with zero.
         selected_BA = action_BA if bool(action_BA.any()) else one_position(action_BA)
-        value_N = self._numbers(tokens_BT, lengths_B, F.pad(selected_BA, (0, 1)))
+        value_N = self._numbers(tokens_BT, lengths_B, F.pad(selected_BA, (0, 1))).squeeze(-1)
         return ValueOutput(scatter(value_N if selected_BA is action_BA else value_N * 0.0, selected_BA))
 
 
 class RewardModel(ScalarModel):
-    """Scores whole sequences, at their last token."""
+    """Scores whole sequences, at their last token, by a head of one number or, to be trained, of several."""
 
     @classmethod
-    def load(cls, spec: ModelSpec) -> RewardModel:
-        """Raises DataError for a folder that is not a safetensors model that can be used, or has no head."""
-        model, head_is_new = load_scalar_model(spec)
-        if head_is_new:
-            raise _headless(spec, model.config)
-        return cls(model, spec)
+    def load(cls, spec: ModelSpec, seed: int, writable: Writable) -> RewardModel:
+        """Raises DataError for what is no safetensors model that can be used, or has no head where it needs one."""
+        return cls(_with_drawn_head(spec, seed, writable), spec)
 
     def forward(
         self, tokens_BT: Tensor, lengths_B: Tensor, action_BA: Tensor, temperature: float = 1.0, entropy: bool = False
     ) -> ScoreOutput:
         last_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device) == lengths_B[:, None] - 1
-        return ScoreOutput(self._numbers(tokens_BT, lengths_B, last_BT)[:, None])
+        return ScoreOutput(self._numbers(tokens_BT, lengths_B, last_BT))
 
 
 class _ScalarHead(nn.Linear):
@@ -116,7 +109,8 @@ def check_scalar_model(spec: ModelSpec) -> PreTrainedConfig:
             "architecture for the critic or the reward model."
         )
     names = weight_names(spec.path)
-    if spec.kind == "reward" and names is not None and f"{_head_name(config, spec)}.weight" not in names:
+    needs_head = spec.kind == "reward" and not spec.new_head
+    if needs_head and names is not None and f"{_head_name(config, spec)}.weight" not in names:
         raise _headless(spec, config)
     if spec.normalize and score_scale(config) is None:
         raise DataError(
@@ -126,11 +120,21 @@ def check_scalar_model(spec: ModelSpec) -> PreTrainedConfig:
     return config
 
 
+def _with_drawn_head(spec: ModelSpec, seed: int, writable: Writable) -> PreTrainedModel:
+    model, head_is_new = load_scalar_model(spec)
+    if head_is_new and spec.kind == "reward" and not spec.new_head:
+        raise _headless(spec, model.config)
+    if head_is_new:
+        hidden = model.config.get_text_config().hidden_size
+        draw_normal(model.get_parameter(f"{HEAD}.weight"), 1 / (hidden + 1), seed, writable)
+    return model
+
+
 def load_scalar_model(spec: ModelSpec) -> tuple[PreTrainedModel, bool]:
     """The model, and whether its head is new, for then its weights mean nothing yet."""
     config = check_scalar_model(spec)
     name = _head_name(config, spec)
-    config.num_labels = 1
+    config.num_labels = spec.head_dim
     renamed = {} if name == HEAD else {"key_mapping": {rf"^{re.escape(name)}\.": f"{HEAD}."}}
     with _without_report():
         model, lacking = load_weights(

@@ -96,3 +96,23 @@ def test_ten_thousand_rows_take_a_moment(lengths, packed):
 def test_settings_that_make_no_sense(wrong):
     with pytest.raises(AssertionError):
         SplitSettings(**wrong)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=20),
+    st.integers(1, 4),
+    st.booleans(),
+    st.one_of(st.tuples(st.integers(1, 5), st.none()), st.tuples(st.none(), st.integers(1, 300))),
+)
+def test_pairs_are_never_parted(pairs, ranks, packed, limit):
+    rows, budget = limit
+    settings = SplitSettings(ranks=ranks, rows=rows, max_tokens=budget, packed=packed, unit=2)
+    lengths = [length for pair in pairs for length in pair]
+    parts = [part for rank in micro_batches(lengths, settings) for part in rank]
+    for part in parts:
+        assert all(a % 2 == 0 and b == a + 1 for a, b in zip(part[0::2], part[1::2], strict=True))
+        if rows is not None:
+            assert len(part) <= 2 * rows
+        elif len(part) > 2:
+            assert settings.cost(lengths, part) <= budget
+    assert sorted(row for part in parts for row in part) == list(range(len(lengths)))

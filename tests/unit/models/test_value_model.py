@@ -95,8 +95,8 @@ def test_a_score_is_that_of_transformers(name, packing):
         mask_BT = (tokens_BT != 0).long()
         expected_B1 = plain(CONFIGS[name])(input_ids=tokens_BT, attention_mask=mask_BT).logits
         model = RewardModel(plain(CONFIGS[name]), spec(kind="reward", packing=packing))
-        score_B1 = model(tokens_BT, lengths_B, action_BA).score_B1
-    torch.testing.assert_close(score_B1, expected_B1, rtol=0, atol=2e-5)
+        score_BH = model(tokens_BT, lengths_B, action_BA).score_BH
+    torch.testing.assert_close(score_BH, expected_B1, rtol=0, atol=2e-5)
 
 
 def test_a_score_is_read_at_the_last_token_even_if_that_is_the_pad_token():
@@ -139,8 +139,10 @@ def test_how_the_model_is_run_does_not_change_the_gradient(fields):
         model = ValueModel(plain(CONFIGS["qwen3"]), spec(**kind)).train()
         model(*batch()).value_BA.square().sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    assert gradients[0].abs().max() > 0.1
-    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-5)
+    largest = float(gradients[0].abs().max())
+    assert largest > 0.1
+    # float32 has seven digits; how they are rounded depends on the processor's kernels.
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=2e-6 * largest)
 
 
 def test_a_new_head_is_drawn_from_the_seed_alone(causal):
