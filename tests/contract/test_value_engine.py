@@ -93,9 +93,9 @@ def test_an_export_is_the_critic_for_transformers_and_for_us(world, folder, way)
 def test_an_exported_critic_serves_as_a_reward_model(world, folder):
     _, world_size = world
     exported, batch = folder / f"whole-{world_size}", rows(0)
-    score_B1 = scores(build_model(ModelSpec(str(exported), dtype="fp32", kind="reward")), batch)
+    score_BH = scores(build_model(ModelSpec(str(exported), dtype="fp32", kind="reward")), batch)
     expected_B1 = transformers_scores(exported, batch)
-    torch.testing.assert_close(score_B1, expected_B1, rtol=0, atol=1e-5)
+    torch.testing.assert_close(score_BH, expected_B1, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("stage", [0, 3])
