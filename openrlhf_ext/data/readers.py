@@ -58,6 +58,11 @@ def _read_lines(path: Path, file: IO[bytes], limit: int | None) -> Iterator[Valu
                 f"{path}, line {number}: not valid JSON ({error.msg} at column {error.colno}); "
                 "each line must be one JSON object."
             ) from None
+        except (RecursionError, ValueError):
+            raise DataError(
+                f"{path}, line {number}: JSON that is nested too deeply or holds a number of thousands of digits; "
+                "mend the line or leave it out."
+            ) from None
         if not isinstance(row, dict):
             raise DataError(
                 f"{path}, line {number}: a JSON {type(row).__name__} where an object with named columns was expected."
@@ -150,7 +155,7 @@ def read_parquet(path: Path, limit: int | None = None) -> list[Values]:
                 if len(rows) >= limit:
                     break
             return rows[:limit]
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _not_whole(path, "parquet", error) from None
 
 
@@ -165,7 +170,7 @@ def read_arrow(path: Path, limit: int | None = None) -> list[Values]:
         except pa.ArrowInvalid:
             table = pa.ipc.open_file(data).read_all()
         return table.slice(0, limit).to_pylist()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _not_whole(path, "arrow", error) from None
 
 
@@ -200,5 +205,8 @@ def _not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> DataError:
 
 
 def _not_whole(path: Path, kind: str, error: Exception) -> DataError:
+    if isinstance(error, UnicodeDecodeError):
+        byte = error.object[error.start]
+        return DataError(f"{path} holds a text with the byte 0x{byte:02x}, which is not UTF-8; write it anew as UTF-8.")
     reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
     return DataError(f"{path} is not a whole {kind} file ({reason}): copy or download it again.")

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from openrlhf_ext.data.chat import Segments, as_messages, assistant_segments, check_chat_template
+from openrlhf_ext.data.dropped import Dropped, DroppedRow, by_reason, require_some
 from openrlhf_ext.data.prompts import check_template
 from openrlhf_ext.data.tables import Row, content_id, load_rows, require_columns
+from openrlhf_ext.data.tokens import encode, ended, text_of
 from openrlhf_ext.errors import ConfigError, DataError
 from openrlhf_ext.types import RolloutKey
 
@@ -74,14 +76,11 @@ class SftExample:
 class LoadedSft:
     """`counts`: rows, examples, truncated, tokens, learned_tokens, and `dropped_REASON` for rows left out:
     overlong, prompt_too_long (no response within `max_tokens`), empty_prompt, empty_response, eos_inside
-    (the response spells EOS before its end)."""
+    (the response spells EOS before its end). `dropped` names each of those rows."""
 
     examples: list[SftExample]
     counts: Mapping[str, int]
-
-
-class _Dropped(Exception):
-    """A row that is left out; its argument is the reason it is counted under."""
+    dropped: Sequence[DroppedRow] = ()
 
 
 def load_sft(settings: SftSettings, tokenizer: PreTrainedTokenizerBase) -> LoadedSft:
@@ -109,24 +108,20 @@ def load_sft(settings: SftSettings, tokenizer: PreTrainedTokenizerBase) -> Loade
     counts: Counter[str] = Counter(rows=len(rows))
     seen: Counter[str] = Counter()
     examples = []
+    dropped: list[DroppedRow] = []
     for row in rows:
         row_id = content_id([row.source, *(row[column] for column in columns)], seen)
         try:
             example = SftExample(row_id, *_fit(*_tokenized(row, settings, tokenizer), row, settings, counts))
-        except _Dropped as dropped:
-            counts[f"dropped_{dropped.args[0]}"] += 1
+        except Dropped as reason:
+            dropped.append(DroppedRow.of(row, reason))
             continue
         examples.append(example)
         counts["tokens"] += len(example.token_ids)
         counts["learned_tokens"] += sum(example.action_mask)
-    if not examples:
-        reasons = ", ".join(f"{n} {name.removeprefix('dropped_')}" for name, n in counts.items() if "dropped" in name)
-        raise DataError(
-            f"none of the {len(rows)} rows of {settings.dataset} can be trained on ({reasons}): "
-            "check the columns, the template and --data.max_len."
-        )
+    require_some(rows, dropped, settings.dataset)
     counts["examples"] = len(examples)
-    return LoadedSft(examples, dict(counts))
+    return LoadedSft(examples, {**counts, **by_reason(dropped)}, dropped)
 
 
 def _check(settings: SftSettings, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -149,27 +144,27 @@ def _check(settings: SftSettings, tokenizer: PreTrainedTokenizerBase) -> None:
 def _tokenized(row: Row, settings: SftSettings, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
     """Token ids and action mask of a row, of any length."""
     if settings.pretrain:
-        ids = _encode(tokenizer, _text(row, settings.input_key))
+        (ids,) = encode(tokenizer, [text_of(row, settings.input_key)], [row.where])
         if len(ids) < 2:
-            raise _Dropped("empty_prompt" if not ids else "empty_response")
+            raise Dropped("empty_prompt" if not ids else "empty_response")
         return ids, [False] + [True] * (len(ids) - 1)
     if not settings.apply_chat_template:
         assert settings.output_key is not None
-        prompt = _text(row, settings.input_key)
+        prompt = text_of(row, settings.input_key)
         prompt = settings.input_template.format(prompt) if settings.input_template else prompt
-        response = _text(row, settings.output_key).removesuffix(str(tokenizer.eos_token))
+        response = text_of(row, settings.output_key).removesuffix(str(tokenizer.eos_token))
         if not response.strip():
-            raise _Dropped("empty_response")
-        return _masked([(prompt, False), (response, True)], tokenizer)
+            raise Dropped("empty_response")
+        return _masked([(prompt, False), (response, True)], row, tokenizer)
 
     messages = _conversation(row, settings)
     if not messages[-1]["content"] and not messages[-1].get("tool_calls"):
-        raise _Dropped("empty_response")
+        raise Dropped("empty_response")
     template = str(tokenizer.chat_template)
     if settings.multiturn and tokenizer.is_fast and GENERATION_BLOCK.search(template):
         return _by_generation_blocks(messages, row, tokenizer)
     segments = assistant_segments(tokenizer, messages, row.where, every_turn=settings.multiturn)
-    return _masked(segments, tokenizer)
+    return _masked(segments, row, tokenizer)
 
 
 def _conversation(row: Row, settings: SftSettings) -> list[dict[str, Any]]:
@@ -186,29 +181,24 @@ def _conversation(row: Row, settings: SftSettings) -> list[dict[str, Any]]:
     return messages
 
 
-def _masked(segments: Segments, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
+def _masked(segments: Segments, row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
     """Tokens of the segments (text, learned), the last of which is learned and gets its one EOS."""
     eos = tokenizer.eos_token_id
     ids: list[int] = []
     mask: list[bool] = []
-    for number, (text, learned) in enumerate(segments):
-        part = _encode(tokenizer, text)
-        last = number == len(segments) - 1
-        if learned and eos in part:
-            end = part.index(eos) + 1
-            rest = tokenizer.decode(part[end:])
-            if str(rest).strip():
-                raise _Dropped("eos_inside")
-            if last:
-                part = part[:end]
-        elif last:
-            end = len(part := [*_encode(tokenizer, text.rstrip("\n")), eos])
-        else:
-            end = len(part)
+    texts = [text for text, _ in segments]
+    texts[-1] = texts[-1].rstrip("\n")
+    encoded = encode(tokenizer, texts, [row.where] * len(texts))
+    for number, (part, (_, learned)) in enumerate(zip(encoded, segments, strict=True)):
+        end = len(part)
+        if learned and (number == len(segments) - 1 or eos in part):
+            end = len(whole := ended(part, tokenizer))
+            if number == len(segments) - 1:
+                part = whole
         ids += part
         mask += [learned and position < end for position in range(len(part))]
     if mask[0]:
-        raise _Dropped("empty_prompt")
+        raise Dropped("empty_prompt")
     return ids, mask
 
 
@@ -225,7 +215,7 @@ def _by_generation_blocks(
             "token of this conversation: mend the template, or give one with --data.tokenizer_chat_template."
         )
     if mask[0]:
-        raise _Dropped("empty_prompt")
+        raise Dropped("empty_prompt")
     end = len(mask) - mask[::-1].index(True)
     eos = tokenizer.eos_token_id
     if ids[end - 1] == eos:
@@ -245,23 +235,9 @@ def _fit(
                 "or choose to drop or to truncate the over-long rows."
             )
         if settings.overlong == "drop":
-            raise _Dropped("overlong")
+            raise Dropped("overlong")
         if not any(mask[:limit]):
-            raise _Dropped("prompt_too_long")
+            raise Dropped("prompt_too_long")
         counts["truncated"] += 1
         ids, mask = ids[:limit], mask[:limit]
     return tuple(ids), tuple(mask)
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _text(row: Row, column: str) -> str:
-    value = row[column]
-    if not isinstance(value, str):
-        raise DataError(
-            f"{row.where}: column {column!r} is {type(value).__name__}, not text; "
-            "messages need --data.apply_chat_template."
-        )
-    return value

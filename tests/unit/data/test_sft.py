@@ -153,6 +153,8 @@ def test_rows_left_out_are_counted_by_reason(tokenizer, jsonl):
         "dropped_eos_inside": 1,
         "dropped_prompt_too_long": 1,
     }
+    left_out = [(3, "empty_prompt"), (4, "empty_response"), (5, "empty_response"), (6, "eos_inside")]
+    assert [(d.row, d.reason) for d in loaded.dropped] == [*left_out, (7, "prompt_too_long")]
     assert tokenizer.decode(loaded.examples[1].token_ids) == "gooda long"  # cut off: it does not learn to stop here
     loaded = load_sft(SftSettings(jsonl(rows), **PAIR, max_tokens=10, overlong="drop"), tokenizer)
     assert loaded.counts["dropped_overlong"] == 2
