@@ -18,7 +18,7 @@ from openrlhf_ext.plan.types import Card
 
 GIB = 1 << 30
 CONTEXT, CONTEXT_PER_SM = 250_000_000, 2_000_000
-"""Bytes a process takes of a GPU before its first tensor: the kernels of CUDA and PyTorch, and stacks and local memory
+"""Bytes a process takes of a GPU before its first tensor: the code of kernels, and stacks and local memory
 for every multiprocessor. Computed, not measured; it gives 0.3e9 on a T4 and 0.5e9 on an H100."""
 
 UNKNOWN_CONTEXT = 500_000_000
