@@ -8,6 +8,7 @@ vLLM measures the card after they are there (`v1/worker/gpu_worker.py`, `init_de
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from openrlhf_ext.plan.parameters import parameters
@@ -30,6 +31,7 @@ GRAPHS = 51 + 35
 GRAPH_BYTES = 300_000
 """Of one captured layer. Not measured here: vLLM's own log says 0.21 GiB for 35 sizes of 16 layers (vllm pull 11349),
 which is 0.4e6, and less for sizes that share their buffers with larger ones."""
+SMALL = 1 << 20
 STAGING = 64 << 20
 """The trainer's staging buffer is a multiple of this (`rollout.transfer`)."""
 
@@ -124,8 +126,22 @@ def engine_terms(run: EngineRun, hardware: Hardware) -> list[Term]:
     terms = [Term(run.role, name, size, "gpu", run.pool, phases) for name, size, phases in parts if size]
     if run.sleeps:
         # Sleep level 1; the pages are pinned, and torch keeps them for the next time.
-        terms.append(Term(run.role, "vLLM weights asleep", memory.weights, "host", run.pool, EVER))
+        terms.append(Term(run.role, "vLLM weights (asleep)", _pinned(run), "host", run.pool, EVER))
     return terms
+
+
+def _pinned(run: EngineRun) -> int:
+    """The weights in pinned memory, of which torch makes each piece a power of two (`CachingHostAllocator.h`).
+
+    vLLM keeps the projections of queries, keys and values in one piece, and those of gate and up.
+    """
+    pieces: dict[str, int] = {}
+    for weight in parameters(run.shape):
+        name = re.sub(r"\b[qkv]_proj\b", "qkv", re.sub(r"\b(gate|up)_proj\b", "gate_up", weight.name))
+        pieces[name] = pieces.get(name, 0) + math.ceil(weight.numel * BYTES[run.dtype] / run.tensor_parallel)
+    # Pieces under a megabyte come from segments of 2 MiB, which are copied whole.
+    small = sum(size for size in pieces.values() if size <= SMALL)
+    return small + sum(1 << (size - 1).bit_length() for size in pieces.values() if size > SMALL)
 
 
 def bucket_bytes(engine: EngineRun, policy: ModelRun) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 from openrlhf_ext.plan.engines import bucket_terms, engine_memory, engine_terms, misfit
 from openrlhf_ext.plan.processes import driver_terms, fragmentation, process_terms
+from openrlhf_ext.plan.states import state_terms
 from openrlhf_ext.plan.types import Memory, ModelRun, Phase, PhasePeak, Role, Setup, Term
 
 
@@ -20,7 +21,6 @@ def _optional(module: str, name: str) -> Callable[[ModelRun], list[Term]]:
     return found
 
 
-state_terms = _optional("openrlhf_ext.plan.states", "state_terms")
 transient_terms = _optional("openrlhf_ext.plan.moments", "transient_terms")
 
 PHASES: dict[str, tuple[Phase, ...]] = {

@@ -87,21 +87,23 @@ def attention(wanted: str, hardware: Hardware) -> str:
 class Cut:
     """How a batch of sequences becomes micro-batches: by rows, or by a budget of tokens (`batch.partition`).
 
-    `length` tokens at most in a sequence, of which `selected` go through the head.
+    `length` tokens at most in a sequence, of which `selected` go through the head. So many sequences as `unit` says
+    stay together (2: a preference pair), and `rows` counts units.
     """
 
     length: int
     selected: int
     rows: int | None = None
     max_tokens: int | None = None
+    unit: int = 1
 
     def largest(
         self, sequences: int, ranks: int, *, backward: bool = False, entropy: bool = False, columns: int = 0
     ) -> Pass:
-        """The largest micro-batch of a rank, when `sequences` of them are spread over the ranks."""
+        """The largest micro-batch of a rank, when so many sequences are spread over the ranks."""
         if self.max_tokens is None:
             assert self.rows is not None, "either rows or a token budget"
-            rows = _rows_of_a_part(sequences, self.rows, ranks)
+            rows = _rows_of_a_part(sequences // self.unit, self.rows, ranks) * self.unit
             tokens, selected = rows * self.length, rows * self.selected
         else:
             # Shorter rows fill the budget better than the longest do: it is met whatever the lengths are, as long

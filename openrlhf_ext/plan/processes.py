@@ -7,20 +7,35 @@ from collections.abc import Iterable, Iterator
 from openrlhf_ext.plan.engines import EVER
 from openrlhf_ext.plan.types import ModelRun, Phase, Role, Setup, Term
 
-WORKER = 900_000_000
-ENGINE = 1_000_000_000
-DRIVER = 700_000_000
-SUPERVISED = 900_000_000
-RAY = 350_000_000
-REWARD = 60_000_000
+# Bytes of one process on the host with nothing of a model in it: proportional set size (`/proc/*/smaps_rollup`) at
+# its largest over runs of tests/e2e's scenario (a model of 0.1 M weights, two ranks a role, torch 2.13 without CUDA,
+# ray 2.55, vllm 0.29, deepspeed 0.19.6, Python 3.11), sampled every 0.3 s, model and cache taken off.
+SUPERVISED = 440_000_000
+WORKER = 420_000_000
+ENGINE = 570_000_000
+DRIVER = 590_000_000
+REWARD = 190_000_000
+"""A file of rewards that imports torch (`rewards.child`)."""
+RAY = 430_000_000
+"""Its seven processes on a machine: gcs, raylet, monitor, log monitor, and the agents of the dashboard and the rest."""
 CUDA_HOST = 500_000_000
-TOKEN_IN_DRIVER = 120
+"""What CUDA's libraries add to a process. Not measured (no GPU was at hand): an estimate."""
+TOKEN_IN_DRIVER = 240
+"""Of one token of a step's rollouts: 91 in Python's tuples and 28 in the padded batch (both measured over 512 rollouts
+of 1,024 tokens); the rest is counted from the types: columns, micro-batches, and what the object store holds of them."""
 
 CUBLAS_WORKSPACE = 32 << 20
+"""Of a process that multiplies matrices, at the most (`getChosenWorkspaceSize` in torch's CUDABlas: Hopper)."""
 CHANNELS_NVLINK, CHANNELS_PCIE = 24, 4
 NVLINK = 100e9
+"""Bytes/s of a link that no PCIe x16 reaches."""
 CHANNEL_BYTES = 12 << 20
+"""A ring's channel has 10 MiB to receive in and 2 MiB to send from (github.com/NVIDIA/nccl issue 1685); memory grows
+with the channels, and those with the links' bandwidth, not with the number of GPUs (issue 986)."""
 FRAGMENTATION = 0.04
+"""Of what comes and goes. torch rounds tensors up to 512 bytes and large segments to 2 MiB (`CUDACachingAllocator.h`),
+which is nothing beside gigabytes; holes between blocks of unequal lives are what is left. It gives cached segments
+back before it gives up, so holes inside segments alone count. An assumption, to be held against max_memory_reserved."""
 
 
 def process_terms(setup: Setup) -> list[Term]:
@@ -39,8 +54,15 @@ def _on_gpus(setup: Setup) -> Iterator[Term]:
     groups += [(run.role, run.pool, run.tensor_parallel) for run in setup.engines]
     for role, pool, ranks in groups:
         yield Term(role, "CUDA context", card.context, "gpu", pool, EVER)
-        if ranks > 1:
-            yield Term(role, "NCCL buffers", channels * CHANNEL_BYTES, "gpu", pool, EVER)
+        # Weights that do not go by handle are broadcast, in a group of the policy and its engines.
+        if groups_of_ranks := (ranks > 1) + (role in ("policy", "engines") and broadcasts(setup)):
+            yield Term(role, "NCCL buffers", groups_of_ranks * channels * CHANNEL_BYTES, "gpu", pool, EVER)
+
+
+def broadcasts(setup: Setup) -> bool:
+    """Whether the engines get their weights over a link, from GPUs that are not theirs."""
+    pools = {run.role: run.pool for run in (*setup.models, *setup.engines)}
+    return "engines" in pools and pools["engines"] != pools["policy"]
 
 
 def with_process(setup: Setup) -> list[ModelRun]:
@@ -62,13 +84,17 @@ def driver_terms(setup: Setup) -> list[Term]:
     """The processes of rl that are there once: the driver with its rollouts, Ray's own, the reward's."""
     if setup.command != "rl":
         return []
-    rollout, first = setup.config.rollout, setup.engines[0]
-    tokens = rollout.batch_size * rollout.n_samples_per_prompt * first.tokens_each
+    config = setup.config
+    sources = [part.strip() for part in (config.reward.remote_url or "").split(",") if part.strip()]
+    files = sum(not source.startswith(("http://", "https://")) for source in sources)
+    prompts = max(config.rollout.vllm_generate_batch_size or 0, config.rollout.batch_size)
+    ahead = config.train.async_queue_size if config.train.async_enable else 0
+    rollouts = prompts * config.rollout.n_samples_per_prompt * (1 + ahead)
     parts = [
         ("Python and libraries", DRIVER),
         ("Ray", RAY),
-        ("reward processes", REWARD),
-        ("rollouts", tokens * TOKEN_IN_DRIVER),
+        ("reward processes", REWARD * files),
+        ("rollouts", rollouts * setup.engines[0].tokens_each * TOKEN_IN_DRIVER),
     ]
     return [Term("driver", name, size, "host", "", EVER) for name, size in parts]
 

@@ -13,6 +13,8 @@ POOL = "model"
 AWAKE: frozenset[Phase] = frozenset({"load", "train", "save", "evaluate"})
 SECOND_MODEL = ("quantised", "offloaded", "model")
 """The reference strategies of dpo that load a model beside the one in training."""
+UNIT = {"sft": 1, "rm": 2, "dpo": 2}
+"""Sequences of a row of data."""
 
 
 def supervised_setup(command: Literal["sft", "rm", "dpo"], config: Any, hardware: Hardware, data: DataSize) -> Setup:
@@ -54,15 +56,13 @@ def _cut(command: str, config: Any, data: DataSize) -> Cut:
     length = min(config.data.max_len, data.max_tokens)
     # A reward model is read at the last token. Elsewhere every token but the first may be one to learn.
     selected = 1 if command == "rm" else max(length - 1, 1)
-    pairs = 2 if command in ("rm", "dpo") else 1
-    return Cut(length, selected, rows=config.train.micro_batch_size * pairs)
+    return Cut(length, selected, rows=config.train.micro_batch_size, unit=UNIT[command])
 
 
 def _pass(command: str, config: Any, cut: Cut, ranks: int, *, backward: bool) -> Pass:
-    sequences = config.train.batch_size * (2 if command in ("rm", "dpo") else 1)
     # dpo's loss reads the reference's log-probs of the same positions.
     columns = 1 if command == "dpo" and backward else 0
-    return cut.largest(sequences, ranks, backward=backward, columns=columns)
+    return cut.largest(config.train.batch_size * cut.unit, ranks, backward=backward, columns=columns)
 
 
 def _second_model(config: Any, strategy: str, model: ModelRun, asked: Pass) -> ModelRun:
