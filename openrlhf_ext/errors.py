@@ -7,6 +7,7 @@ The command line prints it and exits with code 2.
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -24,6 +25,37 @@ class DataError(UserError):
 
 class ResourceError(UserError):
     """The machine or the cluster has less than was asked for (GPUs, memory, a free port)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """Where memory ran out: the planner's names of the role and the phase, and the first words of what was raised.
+
+    Bytes, None where nobody can say: the most that the process held in this phase, and what is there to hold it.
+    """
+
+    role: str
+    phase: str
+    reason: str
+    held: int | None = None
+    free: int | None = None
+    total: int | None = None
+
+
+class OutOfMemory(ResourceError):
+    """A process wanted more memory than there is. Its one argument is the Shortage, so that it can be pickled."""
+
+    def __init__(self, shortage: Shortage) -> None:
+        super().__init__(shortage)
+        self.shortage = shortage
+
+    def __str__(self) -> str:
+        lack = self.shortage
+        of = f" of {lack.total / 1e9:.2f}" if lack.total is not None else ""
+        facts = [f"it held at most {lack.held / 1e9:.2f} GB"] if lack.held is not None else []
+        facts += [f"{lack.free / 1e9:.2f}{of} GB were free"] if lack.free is not None else []
+        measured = f"; {', '.join(facts)}" if facts else ""
+        return f"Out of memory in phase {lack.phase} of the {lack.role} ({lack.reason}){measured}."
 
 
 class RewardError(UserError):

@@ -20,6 +20,7 @@ from openrlhf_ext.device import Device
 from openrlhf_ext.engine.spec import EngineSpec
 from openrlhf_ext.models.spec import ModelSpec
 from openrlhf_ext.rollout.vllm_engine import EngineSettings, engine_environment
+from openrlhf_ext.track.memory import MemoryLog, Moment
 
 Role = Literal["actor", "ref", "critic", "reward", "vllm"]
 """By the name of its flags."""
@@ -107,32 +108,35 @@ class RemoteRoles:
     scorer: RemoteScorer | None = None
 
 
-def build_roles(spec: RolesSpec) -> RemoteRoles:
-    """Start every role and return when all are ready. Call inside a `ray_session`.
+def build_roles(spec: RolesSpec, memory: MemoryLog | None = None) -> RemoteRoles:
+    """Start every role and return when all are ready. Call inside a `ray_session`. All tell `memory` their peaks.
 
     Raises:
         ResourceError: the cluster has less than the roles need, or a process died while loading.
         DataError: a model that cannot be loaded.
     """
+    memory = memory or MemoryLog()
     slots = reserve(spec.demands(), gpu=spec.device.count > 0)
     engines, started = _start_engines(spec, slots["vllm"])
     engine_sleeper = _engine_sleeper(engines)
     if spec.engines_share and spec.device.kind != "cpu":
         # An engine measures its GPU when it starts and must be alone on it.
-        gather(started, "the engines to load")
+        gather(started, "the engines to load", at=Moment("engines", "load"))
         started = []
     takes_turns = spec.engines_share and spec.engines.settings.enable_sleep and spec.device.can("sleep")
     assert not (takes_turns and spec.overlapping), "engines that generate while others train never sleep"
     if takes_turns:
         engine_sleeper.sleep()
-    groups = {part: _start_group(part, role, slots[ROLES[part]], spec) for part, role in spec.groups.items()}
+    groups = {part: _start_group(part, role, slots[ROLES[part]], spec, memory) for part, role in spec.groups.items()}
     loading = [call for group in groups.values() for call in group.started]
     names = " and ".join(["engines", *groups])
-    gather([*started, *loading], f"{names} to load")
+    gather([*started, *loading], f"{names} to load", at=Moment("models", "load"))
+    for group in groups.values():
+        group.collect(group.started, f"the {group.name} to load", "load")
 
     phases = Phases(_sleepers(spec, groups, engine_sleeper if takes_turns else None), ["engines"] * takes_turns)
     aside = Phases({}) if spec.overlapping else phases
-    generator = RemoteGenerator(engines, aside, spec.engines.settings.partial)
+    generator = RemoteGenerator(engines, aside, spec.engines.settings.partial, memory)
     links = EngineLinks(
         engines=engines,
         transport=spec.engines.settings.transport,
@@ -176,9 +180,11 @@ def _start_engines(spec: RolesSpec, slots: Sequence[Slot]) -> tuple[list[Any], l
     return engines, [engine.__ray_ready__.remote() for engine in engines]
 
 
-def _start_group(name: str, role: TrainedRole, slots: Sequence[Slot], spec: RolesSpec) -> WorkerGroup:
+def _start_group(
+    name: str, role: TrainedRole, slots: Sequence[Slot], spec: RolesSpec, memory: MemoryLog
+) -> WorkerGroup:
     environment = worker_environment(spec.device, role.threads, alone=not spec.overlapping)
-    return WorkerGroup(name, slots, spec.device, role.model, role.engine, environment)
+    return WorkerGroup(name, slots, spec.device, role.model, role.engine, environment, memory)
 
 
 def _group_sleeper(part: Part, group: WorkerGroup) -> Sleeper:

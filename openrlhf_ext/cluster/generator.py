@@ -12,6 +12,7 @@ import ray
 from openrlhf_ext.cluster.phases import Phases
 from openrlhf_ext.cluster.waits import gather, tell_progress
 from openrlhf_ext.rollout.vllm_engine import GenerateRequest, VllmEngine
+from openrlhf_ext.track.memory import MemoryLog, Moment
 from openrlhf_ext.types import Prompt, Rollout, Sampling
 
 SAMPLING = "sampling"
@@ -32,9 +33,12 @@ class RemoteGenerator:
     beside the one that publishes, where nobody has to sleep for the engines: `phases` then does nothing.
     """
 
-    def __init__(self, engines: Sequence[Any], phases: Phases, partial: bool = False) -> None:
+    def __init__(
+        self, engines: Sequence[Any], phases: Phases, partial: bool = False, memory: MemoryLog | None = None
+    ) -> None:
         self.engines = tuple(engines)
         self._phases = phases
+        self._memory = memory or MemoryLog()
         self._thread = SAMPLING if partial else None
         self.version = 0
 
@@ -50,6 +54,11 @@ class RemoteGenerator:
             for engine, part in zip(self.engines, parts, strict=True)
             if part
         ]
-        answers = gather(calls, f"{len(prompts) * sampling.n} rollouts of up to {sampling.max_new_tokens} tokens")
+        # Asked for in the same breath: the answers come with the rollouts.
+        peaks = [engine.take_peaks.options(concurrency_group=self._thread).remote() for engine in self.engines]
+        what = f"{len(prompts) * sampling.n} rollouts of up to {sampling.max_new_tokens} tokens"
+        answers = gather(calls, what, at=Moment("engines", "generate"))
+        for measured in gather(peaks, "the engines' memory"):
+            self._memory.note("engines", measured)
         by_key = {rollout.key: rollout for rollout in chain.from_iterable(answers)}
         return [[by_key[prompt.id, sample] for sample in range(sampling.n)] for prompt in prompts]

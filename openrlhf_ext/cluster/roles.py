@@ -40,7 +40,8 @@ class RemoteModel:
             worker.answer.remote(micros, temperature, adapters)
             for worker, micros in zip(self.group.workers, by_rank, strict=True)
         ]
-        answers = gather(calls, f"{what} of {batch.rows} sequences by the {self.group.name}")
+        phase = "score" if self.group.name == "reward" else "train"
+        answers = self.group.collect(calls, f"{what} of {batch.rows} sequences by the {self.group.name}", phase)
         return list(chain.from_iterable(by_rank)), list(chain.from_iterable(answers))
 
 
@@ -88,25 +89,27 @@ class RemoteTrained(RemoteModel):
         calls = [
             worker.update.remote(shards, objective) for worker, shards in zip(self.group.workers, by_rank, strict=True)
         ]
-        return merge_reports(gather(calls, f"{len(steps)} optimizer steps of the {self.group.name}"))
+        return merge_reports(
+            self.group.collect(calls, f"{len(steps)} optimizer steps of the {self.group.name}", "train")
+        )
 
     def save(self, folder: Path) -> None:
         if self._content.state:
             self._phases.enter(self.file_phase)
             calls = [worker.save.remote(str(folder.absolute())) for worker in self.group.workers]
-            gather(calls, f"the {self.group.name} to be saved under {folder}")
+            self.group.collect(calls, f"the {self.group.name} to be saved under {folder}", "save")
         if self._content.model:
             self.export(folder.with_name(self.model_folder))
 
     def load(self, folder: Path) -> None:
         self._phases.enter(self.file_phase)
         calls = [worker.load.remote(str(folder.absolute())) for worker in self.group.workers]
-        gather(calls, f"the {self.group.name} to be loaded from {folder}")
+        self.group.collect(calls, f"the {self.group.name} to be loaded from {folder}", "load")
 
     def export(self, folder: Path) -> None:
         self._phases.enter(self.file_phase)
         calls = [worker.export.remote(str(folder.absolute())) for worker in self.group.workers]
-        gather(calls, f"the {self.group.name}'s model to be written to {folder}")
+        self.group.collect(calls, f"the {self.group.name}'s model to be written to {folder}", "save")
 
 
 class RemotePolicy(RemoteTrained):
@@ -135,11 +138,12 @@ class RemotePolicy(RemoteTrained):
         """The adapters alone, as peft writes them."""
         self._phases.enter(self.file_phase)
         calls = [worker.export_adapters.remote(str(folder.absolute())) for worker in self.group.workers]
-        gather(calls, f"the adapters to be written to {folder}")
+        self.group.collect(calls, f"the adapters to be written to {folder}", "save")
 
     def publish(self, version: int) -> Report:
         self._phases.enter("publish")
-        gather([worker.publish.remote(version) for worker in self.group.workers], "the weights to reach the engines")
+        calls = [worker.publish.remote(version) for worker in self.group.workers]
+        self.group.collect(calls, "the weights to reach the engines", "publish")
         self._generator.version = version
         return {}
 

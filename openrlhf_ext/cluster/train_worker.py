@@ -7,26 +7,29 @@ after its environment is set; the driver never loads them.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 import torch
 
 from openrlhf_ext.batch.types import MicroBatch, TrainShard
 from openrlhf_ext.device import Device
+from openrlhf_ext.device.peaks import Measured, PeakMeter
 from openrlhf_ext.device.rendezvous import free_port
 from openrlhf_ext.engine.spec import EngineSpec
 from openrlhf_ext.models.spec import ModelSpec
 from openrlhf_ext.ports import Objective
 from openrlhf_ext.rollout.transfer import Bucket, Rendezvous, Transport, make_sender
 from openrlhf_ext.trainers.shards import run_steps
-from openrlhf_ext.types import Metric, Report
+from openrlhf_ext.types import Report
 
 if TYPE_CHECKING:
     from openrlhf_ext.engine.deepspeed_engine import DeepSpeedEngine
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +61,24 @@ def free_endpoint() -> tuple[str, int]:
 
 
 class TrainWorker:
-    """One rank of a worker group."""
+    """One rank of a worker group. Answers that are Measured raise OutOfMemory where there is not enough of it."""
 
     engine: DeepSpeedEngine
     links: EngineLinks
 
     def __init__(self, role: str, rank: int, world_size: int, device: Device) -> None:
         self.role, self.rank, self.world_size, self.device = role, rank, world_size, device
+        self._meter = PeakMeter(device, role)
 
     @ray.method
     def endpoint(self) -> tuple[str, int]:
         return free_endpoint()
 
     @ray.method
-    def build(self, endpoint: tuple[str, int], model: ModelSpec, spec: EngineSpec) -> None:
+    def build(self, endpoint: tuple[str, int], model: ModelSpec, spec: EngineSpec) -> Measured[None]:
+        return self._measured("load", lambda: self._build(endpoint, model, spec))
+
+    def _build(self, endpoint: tuple[str, int], model: ModelSpec, spec: EngineSpec) -> None:
         from openrlhf_ext.engine.deepspeed_engine import DeepSpeedEngine
         from openrlhf_ext.engine.process import init_process
 
@@ -81,19 +88,20 @@ class TrainWorker:
         self.engine = DeepSpeedEngine(model, spec, self.device)
 
     @ray.method
-    def answer(self, micros: Sequence[MicroBatch], temperature: float, adapters: bool) -> list[torch.Tensor]:
+    def answer(self, micros: Sequence[MicroBatch], temperature: float, adapters: bool) -> Measured[list[torch.Tensor]]:
         """What the model says of each micro-batch: log-probs, values or scores."""
-        outputs = [self.engine.forward(micro, temperature, adapters=adapters) for micro in micros]
+
+        def ask() -> list[torch.Tensor]:
+            return [self.engine.forward(micro, temperature, adapters=adapters) for micro in micros]
+
+        outputs = self._measured("score" if self.role == "reward" else "train", ask)
         if not self.engine.spec.trainable:
             self.device.empty_cache()  # the next to compute on this GPU may be another process
         return outputs
 
     @ray.method
-    def update(self, shards: Sequence[TrainShard], objective: Objective) -> Report:
-        self.device.reset_peak_memory()
-        report = run_steps(self.engine, shards, objective)
-        peak = Metric(self.device.peak_memory() / 1e9, reduction="max")
-        return {**report, f"memory/{self.role}_peak_gb": peak}
+    def update(self, shards: Sequence[TrainShard], objective: Objective) -> Measured[Report]:
+        return self._measured("train", lambda: run_steps(self.engine, shards, objective))
 
     @ray.method
     def link(self, links: EngineLinks) -> None:
@@ -108,13 +116,21 @@ class TrainWorker:
         ray.get(joining)
 
     @ray.method
-    def publish(self, version: int) -> None:
+    def publish(self, version: int) -> Measured[None]:
         """Stream the weights to the engines bucket by bucket; collective over the ranks."""
+        return self._measured("publish", lambda: self._publish(version))
+
+    def _publish(self, version: int) -> None:
         engines = self.links.engines if self.rank == 0 else ()
         ray.get([engine.begin_update.remote() for engine in engines])
         for bucket in self.engine.export_weights(self.links.bucket_bytes):
             self.sender.send(bucket, self.links.call)
         ray.get([engine.end_update.remote(version) for engine in engines])
+
+    def _measured(self, phase: str, work: Callable[[], T]) -> Measured[T]:
+        with self._meter(phase):
+            answer = work()
+        return Measured(answer, self._meter.take())
 
     def _all_gather(self, value: Any) -> list[Any]:
         gathered: list[Any] = [None] * self.world_size
@@ -122,20 +138,20 @@ class TrainWorker:
         return gathered
 
     @ray.method
-    def save(self, folder: str) -> None:
-        self.engine.save(Path(folder))
+    def save(self, folder: str) -> Measured[None]:
+        return self._measured("save", lambda: self.engine.save(Path(folder)))
 
     @ray.method
-    def load(self, folder: str) -> None:
-        self.engine.load(Path(folder))
+    def load(self, folder: str) -> Measured[Any]:
+        return self._measured("load", lambda: self.engine.load(Path(folder)))
 
     @ray.method
-    def export(self, folder: str) -> None:
-        self.engine.export(Path(folder))
+    def export(self, folder: str) -> Measured[None]:
+        return self._measured("save", lambda: self.engine.export(Path(folder)))
 
     @ray.method
-    def export_adapters(self, folder: str) -> None:
-        self.engine.export_adapters(Path(folder))
+    def export_adapters(self, folder: str) -> Measured[None]:
+        return self._measured("save", lambda: self.engine.export_adapters(Path(folder)))
 
     @ray.method
     def sleep(self) -> None:

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from openrlhf_ext.errors import ResourceError, UserError
+from openrlhf_ext.device.host_memory import free_host_bytes, host_bytes, kernel_kills
+from openrlhf_ext.errors import OutOfMemory, ResourceError, Shortage, UserError
+from openrlhf_ext.track.memory import Moment
 from openrlhf_ext.track.progress import waiting
 
+PEERS_SECONDS = 5.0
+"""How long an error waits for worse news: the ranks left behind by one that died notice before Ray does."""
 
-def gather(calls: Sequence[ray.ObjectRef], what: str) -> list[Any]:
-    """The results of all calls, in order.
+_kills_before = kernel_kills()
+
+
+def gather(calls: Sequence[ray.ObjectRef], what: str, at: Moment | None = None) -> list[Any]:
+    """The results of all calls, in order. `at` says whose memory it is about and when.
 
     The first failure is raised as soon as it happens, while other calls may still be running (a
     rank that died leaves its peers waiting in a collective).
 
     Raises:
         UserError: what a worker raised for the user to mend, as it was.
-        ResourceError: a worker's process died.
+        OutOfMemory: a worker's process was killed because there was not enough.
+        ResourceError: a worker's process died otherwise.
     """
     pending = list(calls)
     with waiting(what):
@@ -30,14 +39,12 @@ def gather(calls: Sequence[ray.ObjectRef], what: str) -> list[Any]:
                 try:
                     ray.get(call, timeout=60)
                 except RayTaskError as error:
-                    raise _raised_by(error) from None
+                    raised = _raised_by(error)
+                    if not isinstance(raised, UserError) and (death := _death_among(pending)) is not None:
+                        raise _died(death, what, at) from death
+                    raise raised from None
                 except RayActorError as error:
-                    if error.actor_init_failed:  # Ray keeps what the constructor raised as its error's argument
-                        raise _raised_by(error.args[0]) from None
-                    raise ResourceError(
-                        f"A process died while we waited for {what} ({_in_short(error)}): look at the end of its "
-                        "log (often the machine ran out of memory), then continue with --ckpt.load_enable."
-                    ) from error
+                    raise _died(error, what, at) from error
                 except GetTimeoutError as error:  # it was reported done: only its transfer is left
                     raise ResourceError(f"The result of {what} did not arrive within a minute.") from error
     return ray.get(list(calls))
@@ -45,7 +52,39 @@ def gather(calls: Sequence[ray.ObjectRef], what: str) -> list[Any]:
 
 def _raised_by(error: RayTaskError) -> Exception:
     """The worker's own exception where it is for the user to mend, else with the worker's traceback."""
-    return error.cause if isinstance(error.cause, UserError) else error
+    cause = error.cause
+    while isinstance(cause, RayTaskError):  # it was raised in a process that the worker asked
+        cause = cause.cause
+    return cause if isinstance(cause, UserError) else error
+
+
+def _death_among(calls: Sequence[ray.ObjectRef]) -> RayActorError | None:
+    """Whether one of the other processes died, which is why this one failed."""
+    pending, until = list(calls), time.monotonic() + PEERS_SECONDS
+    while pending and (left := until - time.monotonic()) > 0:
+        done, pending = ray.wait(pending, num_returns=1, timeout=left)
+        for call in done:
+            try:
+                ray.get(call, timeout=1)
+            except RayActorError as error:
+                return error
+            except Exception:
+                continue  # another rank that was left behind
+    return None
+
+
+def _died(error: RayActorError, what: str, at: Moment | None) -> Exception:
+    if error.actor_init_failed:  # Ray keeps what the constructor raised as its error's argument
+        return _raised_by(error.args[0])
+    by_ray, kills = "memory usage threshold" in str(error), kernel_kills() - _kills_before
+    if at is not None and (by_ray or kills > 0):
+        killer = "Ray's memory monitor" if by_ray else "the kernel"
+        reason = f"{killer} killed a process while we waited for {what}"
+        return OutOfMemory(Shortage(at.role, at.phase, reason, None, free_host_bytes(), host_bytes()))
+    return ResourceError(
+        f"A process died while we waited for {what} ({_in_short(error)}): look at the end of its "
+        "log (often the machine ran out of memory), then continue with --ckpt.load_enable."
+    )
 
 
 def _in_short(error: Exception) -> str:

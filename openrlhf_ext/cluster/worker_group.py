@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ray
 
@@ -13,6 +14,7 @@ from openrlhf_ext.cluster.waits import gather
 from openrlhf_ext.device import Device
 from openrlhf_ext.engine.spec import EngineSpec
 from openrlhf_ext.models.spec import ModelSpec
+from openrlhf_ext.track.memory import MemoryLog, Moment
 
 SPINS = "20000"
 """Turns that a thread waits awake for the next piece of work: some tens of microseconds, then it sleeps."""
@@ -32,7 +34,9 @@ def worker_environment(device: Device, threads: int, *, alone: bool = True) -> d
 
 
 class WorkerGroup:
-    """The processes of one role. They load in parallel with other groups: `started` is what to wait for."""
+    """The processes of one role. They load in parallel with other groups: `started` is what to wait for, and then
+    `collect`.
+    """
 
     def __init__(
         self,
@@ -42,8 +46,10 @@ class WorkerGroup:
         model: ModelSpec,
         spec: EngineSpec,
         environment: Mapping[str, str],
+        memory: MemoryLog,
     ) -> None:
         self.name = name
+        self._memory = memory
         actor = ray.remote(TrainWorker)
         self.workers = [
             actor.options(**slot.options, runtime_env={"env_vars": dict(environment)}).remote(
@@ -57,6 +63,13 @@ class WorkerGroup:
     @property
     def ranks(self) -> int:
         return len(self.workers)
+
+    def collect(self, calls: Sequence[ray.ObjectRef], what: str, phase: str) -> list[Any]:
+        """The answers of calls that measure themselves, in order; what they measured goes to the memory log."""
+        answers = gather(calls, what, at=Moment(self.name, phase))
+        for measured in answers:
+            self._memory.note(self.name, measured.peaks)
+        return [measured.answer for measured in answers]
 
     def sleep(self) -> None:
         gather([worker.sleep.remote() for worker in self.workers], f"the {self.name} to leave the GPU")

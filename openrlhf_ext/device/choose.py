@@ -6,7 +6,6 @@ import functools
 import importlib.util
 import logging
 import os
-import resource
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -23,7 +22,21 @@ Capability = Literal["sleep", "ipc", "flash_attention", "varlen", "4bit", "bf16"
 T = TypeVar("T")
 
 # Asked of a child process: the answer needs a context on every GPU, which the driver must not hold.
-_PROBE = "import torch; print(*min(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())))"
+_PROBE = (
+    "import torch\n"
+    "for i in range(torch.cuda.device_count()):\n"
+    "    gpu = torch.cuda.get_device_properties(i)\n"
+    "    print(gpu.major, gpu.minor, gpu.total_memory, gpu.name)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """What one GPU says of itself: its memory in bytes, and its compute capability."""
+
+    name: str
+    bytes: int
+    capability: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +98,6 @@ class Device:
         # cuBLAS is deterministic only with a fixed workspace, read when its context is made.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-
-    def peak_memory(self) -> int:
-        """Bytes: the most this process held on the GPU since the last reset; on a CPU its largest resident size."""
-        if self.kind == "cuda":
-            return torch.cuda.max_memory_allocated()
-        scale = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-
-    def reset_peak_memory(self) -> None:
-        """Start a new measurement (a CPU process keeps its peak for life: nothing to reset)."""
-        if self.kind == "cuda":
-            torch.cuda.reset_peak_memory_stats()
 
     def empty_cache(self) -> None:
         if self.kind == "cuda":
@@ -161,7 +162,7 @@ def _gpu_capabilities() -> frozenset[Capability]:
     found: set[Capability] = {"sleep", "ipc"}
     if importlib.util.find_spec("bitsandbytes"):
         found.add("4bit")
-    if _lowest_compute_capability() >= (8, 0):  # Ampere: the first with bf16 and FlashAttention-2
+    if min(gpu.capability for gpu in visible_gpus()) >= (8, 0):  # Ampere: the first with bf16 and FlashAttention-2
         found |= {"bf16", "varlen"}
         if importlib.util.find_spec("flash_attn"):
             found.add("flash_attention")
@@ -169,12 +170,13 @@ def _gpu_capabilities() -> frozenset[Capability]:
 
 
 @functools.cache
-def _lowest_compute_capability() -> tuple[int, int]:
+def visible_gpus() -> tuple[Gpu, ...]:
+    """The GPUs that this process may use. Raises ResourceError where they do not answer."""
     probe = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False)
     if probe.returncode:
         reason = probe.stderr.strip().splitlines()[-1] if probe.stderr.strip() else f"exit code {probe.returncode}"
         raise ResourceError(
             f"The GPUs that are visible here cannot be used ({reason}): mend the driver, or give --device.type cpu."
         )
-    major, minor = probe.stdout.split()
-    return int(major), int(minor)
+    lines = (line.split(maxsplit=3) for line in probe.stdout.splitlines())
+    return tuple(Gpu(name, int(size), (int(major), int(minor))) for major, minor, size, name in lines)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from openrlhf_ext.device import Device
-from openrlhf_ext.errors import DataError, ResourceError
+from openrlhf_ext.errors import DataError, OutOfMemory, ResourceError, Shortage
 from openrlhf_ext.rollout.transfer import Transport
 
 if TYPE_CHECKING:
@@ -51,11 +51,11 @@ def start_engine(settings: EngineSettings, device: Device, sleep: bool) -> Any:
         if "memory" not in str(error).lower():
             raise
         remedy = "vllm.kv_cache_gb" if device.kind == "cpu" else "vllm.gpu_memory_utilization"
-        reason = str(error).partition(". ")[0]
-        raise ResourceError(
-            f"The engine cannot serve sequences of {settings.max_model_len} tokens with {settings.model}: "
-            f"change --{remedy} or shorten the lengths ({reason})."
-        ) from error
+        reason = (
+            f"the engine cannot serve sequences of {settings.max_model_len} tokens with {settings.model}: "
+            f"change --{remedy} or shorten the lengths; vLLM says: {str(error).partition('. ')[0]}"
+        )
+        raise OutOfMemory(Shortage("engines", "load", reason)) from error
 
 
 def _engine_args(settings: EngineSettings, device: Device, sleep: bool) -> EngineArgs:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from openrlhf_ext.device import Device
+from openrlhf_ext.device.peaks import Peak, PeakMeter
 from openrlhf_ext.errors import ConfigError, DataError
 from openrlhf_ext.rollout.engine_start import EngineSettings, start_engine
 from openrlhf_ext.rollout.transfer import Bucket, Rendezvous
@@ -80,7 +81,8 @@ class VllmEngine:
     and answers that are under way go on with the new weights: what they have keeps its tokens and
     log-probs, and its keys and values are computed anew.
 
-    Raises ResourceError where the machine cannot run it, DataError where the model cannot be used.
+    Raises ResourceError where the machine cannot run it (OutOfMemory, where memory is what it lacks), DataError where
+    the model cannot be used.
     """
 
     def __init__(self, settings: EngineSettings, device: Device) -> None:
@@ -91,7 +93,9 @@ class VllmEngine:
         self._turns = Turns()
         self._begun: dict[str, int] = {}  # requests that an update met under way: the version of their first token
         assert not (settings.partial and self._can_sleep), "an engine that samples while others train never sleeps"
-        self._engine = start_engine(settings, device, self._can_sleep)
+        self._meter = PeakMeter(device, "engines")
+        with self._meter("load"):
+            self._engine = start_engine(settings, device, self._can_sleep)
         self._tokenizer = self._engine.get_tokenizer()
 
     @property
@@ -115,7 +119,8 @@ class VllmEngine:
         assert len({request.key for request in requests}) == len(requests), "one sample, one request"
         base = {sampling: _sampling_params(sampling) for sampling in {r.sampling for r in requests}}
         params = [self._params_of(request, base[request.sampling]) for request in requests]
-        answers = self._run([r.prompt.token_ids for r in requests], params, progress)
+        with self._meter("generate"):
+            answers = self._run([r.prompt.token_ids for r in requests], params, progress)
         texts = self._tokenizer.batch_decode(
             [answer.output.outputs[0].token_ids for answer in answers], skip_special_tokens=True
         )
@@ -215,9 +220,18 @@ class VllmEngine:
         self._turns.end_update()
 
     def _call_workers(self, method: str, **kwargs: Any) -> None:
-        self._engine.collective_rpc(method, kwargs=kwargs)
+        with self._meter.guard("publish"):
+            self._engine.collective_rpc(method, kwargs=kwargs)
 
     # --- memory -----------------------------------------------------------------------------
+
+    def take_peaks(self) -> dict[str, Peak]:
+        """The most memory that this process held, by phase, since the last call.
+
+        An update is not measured: with `partial` it runs beside sampling, and what sleeps counts as held.
+        Nor are the GPUs of an engine that has several: its workers are processes of their own.
+        """
+        return self._meter.take()
 
     def sleep(self, level: int = 1) -> None:
         """Leave the GPU: level 1 keeps the weights in host memory, level 2 drops them (update them on waking).

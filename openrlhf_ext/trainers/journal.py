@@ -47,7 +47,10 @@ class Cadence:
 
 
 class Journal:
-    """Keeps the record of one run. Without `store` nothing is saved, without `evaluate` no evaluation runs."""
+    """Keeps the record of one run. Without `store` nothing is saved, without `evaluate` no evaluation runs.
+
+    `gauges` says what else there is to log of the time since it was last asked (memory, say).
+    """
 
     def __init__(
         self,
@@ -57,6 +60,7 @@ class Journal:
         line: StepLine,
         store: CheckpointStore | None,
         evaluate: Evaluate | None = None,
+        gauges: Callable[[], Report] = dict,
     ) -> None:
         self.clock = PhaseClock()
         self._cadence = cadence
@@ -64,6 +68,7 @@ class Journal:
         self._line = line
         self._store = store
         self._evaluate = evaluate
+        self._gauges = gauges
         self._best: float | None = None
         self._pending: list[Report] = []
 
@@ -77,7 +82,7 @@ class Journal:
         self._best = self._score(evaluated)
         report = self.clock.take()
         if evaluated:
-            self._tracker.log(step, _values(report) | evaluated)
+            self._tracker.log(step, _values(merge_reports([report, self._gauges()])) | evaluated)
 
     def note(self, text: str) -> None:
         """Tell the user something that a figure alone would hide."""
@@ -107,7 +112,7 @@ class Journal:
         score = self._score(evaluated)
         improved = score is not None and (self._best is None or score > self._best)
         self._best = score if improved else self._best
-        report = merge_reports([report, self.clock.take(tokens)])
+        report = merge_reports([report, self.clock.take(tokens), self._gauges()])
         self._line.update(step, _values(report) | evaluated)
         self._pending.append(report)
         saving = saving or improved

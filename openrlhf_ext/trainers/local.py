@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from torch import Tensor
@@ -16,30 +17,44 @@ from openrlhf_ext.types import Report
 
 
 class LocalRole:
-    """One engine of one rank as a `TrainRole` and `LogprobRole`. `split` cuts the batches of `logprobs`."""
+    """One engine of one rank as a `TrainRole` and `LogprobRole`. `split` cuts the batches of `logprobs`.
 
-    def __init__(self, engine: TrainEngine, split: SplitSettings) -> None:
+    Everything is done inside `phase(name)`, with the planner's names: train, evaluate, save, load.
+    """
+
+    def __init__(
+        self,
+        engine: TrainEngine,
+        split: SplitSettings,
+        phase: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
+    ) -> None:
         assert engine.world_size == 1, "several ranks are a worker group"
         self._engine = engine
         self._split = split
+        self._phase = phase
 
     @property
     def ranks(self) -> int:
         return 1
 
     def update(self, steps: Sequence[OptimizerStep], objective: Objective) -> Report:
-        return run_steps(self._engine, [shard for (shard,) in steps], objective)
+        with self._phase("train"):
+            return run_steps(self._engine, [shard for (shard,) in steps], objective)
 
     def logprobs(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
         (micros,) = inference_split(batch, self._split)
-        outputs = [self._engine.forward(micro, temperature) for micro in micros]
+        with self._phase("evaluate"):
+            outputs = [self._engine.forward(micro, temperature) for micro in micros]
         return scatter_rows(micros, outputs, *batch.action_BA.shape)
 
     def save(self, folder: Path) -> None:
-        self._engine.save(folder)
+        with self._phase("save"):
+            self._engine.save(folder)
 
     def load(self, folder: Path) -> None:
-        self._engine.load(folder)
+        with self._phase("load"):
+            self._engine.load(folder)
 
     def export(self, folder: Path) -> None:
-        self._engine.export(folder)
+        with self._phase("save"):
+            self._engine.export(folder)

@@ -72,6 +72,7 @@ def measure(folder: Path) -> dict[str, Any]:
     from openrlhf_ext.cluster.build import build_roles
     from openrlhf_ext.cluster.session import RaySettings, ray_session
     from openrlhf_ext.device import choose_device
+    from openrlhf_ext.track.memory import MemoryLog
     from openrlhf_ext.trainers.objectives import PolicyObjective, ValueObjective
 
     device = choose_device("cpu")
@@ -79,7 +80,8 @@ def measure(folder: Path) -> dict[str, Any]:
     batch = token_batch(rollouts(), pad_id=0)
     target_BA = 0.5 * batch.action_BA
     with ray_session(RaySettings(cpus=5)):
-        roles = build_roles(spec)
+        memory = MemoryLog()
+        roles = build_roles(spec, memory)
         critic, policy = roles.critic, roles.policy
         assert critic is not None and roles.scorer is not None and roles.reference is not None
         before_BA = critic.values(batch)
@@ -113,6 +115,7 @@ def measure(folder: Path) -> dict[str, Any]:
             "base": base_BA.tolist(),
             "learned": policy.logprobs(batch).tolist(),
             "reference": roles.reference.logprobs(batch).tolist(),
+            "memory": [[*at, peak.host] for at, peak in memory.peaks().items()],
         }
 
 

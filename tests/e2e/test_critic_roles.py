@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def answer(folder):
     answer = json.loads((folder / "answer.json").read_text())
-    return {name: torch.tensor(value) if name != "names" else value for name, value in answer.items()}
+    return {name: value if name in ("names", "memory") else torch.tensor(value) for name, value in answer.items()}
 
 
 def values(path: Path, seed: int = 0) -> torch.Tensor:
@@ -63,7 +63,17 @@ def test_a_sharded_critic_begins_as_a_whole_one(folder, answer):
 def test_it_learns(answer):
     first, last = answer["errors"].tolist()
     assert last < 0.5 * first
-    assert {"loss", "error_square", "clip_fraction", "grad_norm", "lr", "memory/critic_peak_gb"} <= set(answer["names"])
+    assert {"loss", "error_square", "clip_fraction", "grad_norm", "lr"} <= set(answer["names"])
+
+
+def test_every_role_says_what_memory_it_took(answer):
+    peaks = {(role, phase): peak for role, phase, peak in answer["memory"]}
+    assert set(peaks) == {
+        ("policy", "load"), ("policy", "train"),
+        ("critic", "load"), ("critic", "train"), ("critic", "save"),
+        ("reward", "load"), ("reward", "score"),
+    }  # fmt: skip
+    assert all(100e6 < peak < 8e9 for peak in peaks.values())  # a process with torch, and a tiny model
 
 
 def test_its_checkpoint_brings_it_back(answer):

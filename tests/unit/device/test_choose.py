@@ -22,12 +22,14 @@ def _own_environment(monkeypatch):
     for name in ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
     choose._say_once.cache_clear()
-    choose._lowest_compute_capability.cache_clear()
+    choose.visible_gpus.cache_clear()
 
 
 def _pretend_gpus(monkeypatch, count, capability):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    monkeypatch.setattr(choose, "_PROBE", f"print{capability}")
+    major, minor = capability
+    line = f"{major} {minor} {80 << 30} NVIDIA A100-SXM4-80GB"
+    monkeypatch.setattr(choose, "_PROBE", f"print('{line}\\n' * {count}, end='')")
 
 
 def test_an_explicit_cpu_never_touches_cuda():
@@ -35,7 +37,7 @@ def test_an_explicit_cpu_never_touches_cuda():
 import json, os
 from openrlhf_ext.device import choose_device
 device = choose_device("cpu")
-device.select(0), device.current(), device.peak_memory(), device.reset_peak_memory(), device.empty_cache()
+device.select(0), device.current(), device.empty_cache()
 device.synchronize()
 import torch
 visible = os.environ["CUDA_VISIBLE_DEVICES"]
@@ -99,11 +101,6 @@ def test_ranks_that_meet_on_loopback_stay_on_it():
 
 def test_a_device_travels_to_other_processes():
     assert pickle.loads(pickle.dumps(GPU)) == GPU
-
-
-def test_peak_memory_is_in_bytes():
-    grown = torch.ones(4 << 20)
-    assert CPU.peak_memory() > grown.numel() * 4
 
 
 def test_a_default_is_replaced_and_said_once(caplog):
