@@ -22,7 +22,7 @@ CUDA_HOST = 500_000_000
 """What CUDA's libraries add to a process. Not measured (no GPU was at hand): an estimate."""
 TOKEN_IN_DRIVER = 240
 """Of one token of a step's rollouts: 91 in Python's tuples and 28 in the padded batch (both measured over 512 rollouts
-of 1,024 tokens); the rest is counted from the types: columns, micro-batches, and what the object store holds of them."""
+of 1,024 tokens); the rest is counted from the types: columns, micro-batches, and their copies in the object store."""
 
 CUBLAS_WORKSPACE = 32 << 20
 """Of a process that multiplies matrices, at the most (`getChosenWorkspaceSize` in torch's CUDABlas: Hopper)."""
@@ -61,8 +61,8 @@ def _on_gpus(setup: Setup) -> Iterator[Term]:
 
 def broadcasts(setup: Setup) -> bool:
     """Whether the engines get their weights over a link, from GPUs that are not theirs."""
-    pools = {run.role: run.pool for run in (*setup.models, *setup.engines)}
-    return "engines" in pools and pools["engines"] != pools["policy"]
+    policy = {run.pool for run in setup.models if run.role == "policy"}
+    return any(run.role == "engines" and run.pool not in policy for run in setup.engines)
 
 
 def with_process(setup: Setup) -> list[ModelRun]:
