@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from pathlib import Path
 
 from openrlhf_ext.models.causal_lm import PolicyModel
 from openrlhf_ext.models.fresh import Writable
 from openrlhf_ext.models.load import check_model
-from openrlhf_ext.models.lora import check_targets, with_adapters
+from openrlhf_ext.models.lora import check_targets, continue_adapters, with_adapters
 from openrlhf_ext.models.spec import ModelSpec
 from openrlhf_ext.models.value_model import RewardModel, ValueModel, check_scalar_model
 
@@ -34,6 +35,8 @@ def build_model(
     model = _load(spec, seed, writable)
     if spec.lora is not None:
         with_adapters(model.model, spec.lora, seed, head=model.head)
+        if spec.adapters is not None:
+            continue_adapters(model.model, Path(spec.adapters))
         model.head.requires_grad_(spec.kind != "causal_lm")  # a new head is not worth freezing
     return model
 

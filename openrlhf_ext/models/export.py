@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 
 from openrlhf_ext.errors import DataError
-from openrlhf_ext.models.lora import ADAPTER, adapted_layers, halves, is_adapter, merged
+from openrlhf_ext.models.lora import ADAPTER, adapted_layers, halves, is_of_adapters, merged
 from openrlhf_ext.models.quantised import whole, whole_bytes
 
 SHARD_BYTES = 4 << 30
@@ -137,5 +137,5 @@ def named_weights(model: PreTrainedModel) -> Iterator[Weight]:
     """The weights of the model as if it had no adapters; a tied one once (the embedding comes before the head)."""
     layers = {layer.get_base_layer().weight: layer for layer in adapted_layers(model)}
     for name, parameter in model.named_parameters(remove_duplicate=True):
-        if not is_adapter(name):
+        if not is_of_adapters(name):
             yield Weight(name.replace(".base_layer.", "."), parameter, layers.get(parameter))

@@ -7,14 +7,19 @@ a model with adapters is called like one without.
 
 from __future__ import annotations
 
+import copy
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -22,7 +27,8 @@ from openrlhf_ext.errors import DataError
 from openrlhf_ext.models.spec import LoraSpec
 
 ALL_LINEAR = "all-linear"
-ADAPTER = "default"  # peft's name for the only adapter of a layer
+ADAPTER = "default"  # peft's name for the adapter of a layer that is trained
+START = "start"  # and for a frozen copy of the one that training went on from
 
 
 def with_adapters(model: PreTrainedModel, lora: LoraSpec, seed: int, *, head: nn.Module) -> None:
@@ -48,6 +54,65 @@ def with_adapters(model: PreTrainedModel, lora: LoraSpec, seed: int, *, head: nn
         lora_B.data = lora_B.data.to(model.dtype)
 
 
+def continue_adapters(model: PreTrainedModel, folder: Path) -> None:
+    """Fill the adapters of a model from a folder of peft's, and keep a frozen copy of them beside.
+
+    `adapters_off` then gives the model as training found it: with that copy, not without adapters. Raises DataError
+    where the folder's tensors are not those of the adapters.
+    """
+    stored = _stored_adapters(folder)
+    frozen = copy.copy(adapter_config(model))
+    frozen.lora_dropout = 0.0
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two of them are meant
+        inject_adapter_in_model(frozen, model, adapter_name=START)
+    for name, layer in model.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        layer._active_adapter = [ADAPTER]  # set_adapter would also decide what is trained
+        for part, half in zip(("lora_A", "lora_B"), halves(layer), strict=True):
+            tensor = stored.pop(f"{name}.{part}.weight", None)
+            if tensor is None or tensor.shape != half.shape:
+                raise DataError(f"{folder} has no {part} of that shape for {name}: it belongs to another model.")
+            start = cast(nn.Parameter, getattr(layer, part)[START].weight)
+            for parameter, trained in ((half, True), (start, False)):
+                parameter.data = tensor.to(half.device, model.dtype, copy=True)
+                parameter.requires_grad_(trained)
+    if stored:
+        raise DataError(f"{folder} adapts {next(iter(stored))}, which the model does not have or does not adapt.")
+
+
+def read_adapter_folder(folder: Path) -> tuple[str, LoraSpec]:
+    """The base model and the shape of the adapters in a folder of peft's, without their weights.
+
+    Raises DataError for a folder that cannot be read, or adapters of a kind that is not trained here.
+    """
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{folder} cannot be read as a folder of LoRA adapters ({error}).") from error
+    for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform"):
+        if getattr(config, name, None):
+            raise DataError(
+                f"The adapters in {folder} have {name}, which is not supported: merge them into their base."
+            )
+    if config.bias != "none" or isinstance(config.target_modules, str) or not config.target_modules:
+        raise DataError(f"The adapters in {folder} are not on a list of linear modules: merge them into their base.")
+    base = config.base_model_name_or_path
+    if not base:
+        raise DataError(f"{folder}/adapter_config.json names no base_model_name_or_path: add it.")
+    return base, LoraSpec(config.r, config.lora_alpha, tuple(sorted(config.target_modules)), config.lora_dropout)
+
+
+def _stored_adapters(folder: Path) -> dict[str, Tensor]:
+    file = folder / "adapter_model.safetensors"
+    try:
+        stored = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{file} cannot be read ({error}): give a folder of adapters in safetensors.") from error
+    return {name.removeprefix("base_model.model."): tensor for name, tensor in stored.items()}
+
+
 def check_targets(config: PreTrainedConfig, lora: LoraSpec) -> None:
     """Raises DataError for a target that a causal LM of this architecture does not have; no weight is read."""
     with torch.device("meta"):
@@ -70,22 +135,32 @@ def halves(layer: LoraLayer) -> tuple[nn.Parameter, nn.Parameter]:
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter of that name is A or B of a layer."""
+    """Whether a parameter of that name is A or B of a layer, in training."""
     return f".{ADAPTER}." in name
+
+
+def is_of_adapters(name: str) -> bool:
+    """Whether it is such a one or its frozen copy, and so no weight of the model itself."""
+    return is_adapter(name) or f".{START}." in name
 
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """While it lasts the model computes with its base weights alone."""
+    """While it lasts the model computes as training found it: with its base weights alone, or with the adapters
+    that training went on from."""
     layers = adapted_layers(model)
     assert layers, "there are no adapters to leave out"
     for layer in layers:
-        layer.enable_adapters(False)
+        # Not by peft's own switches, which also decide which weights ask for a gradient.
+        if START in layer.lora_A:
+            layer._active_adapter = [START]
+        else:
+            layer._disable_adapters = True
     try:
         yield
     finally:
         for layer in layers:
-            layer.enable_adapters(True)
+            layer._active_adapter, layer._disable_adapters = [ADAPTER], False
 
 
 def merged(weight: Tensor, layer: LoraLayer) -> Tensor:

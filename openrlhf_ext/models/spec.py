@@ -56,7 +56,9 @@ class ModelSpec:
     new_head: bool = False
     normalize: bool = False  # its numbers, by the mean and standard deviation that the checkpoint knows
     lora: LoraSpec | None = None  # None: all weights are trained
+    adapters: str | None = None  # a folder of adapters that training goes on from; `lora` describes them
     load_in_4bit: bool = False  # NF4 base weights (QLoRA, Dettmers et al. 2023, arXiv:2305.14314)
 
     def __post_init__(self) -> None:
         assert self.logprob_chunk > 0, "a chunk holds at least one position"
+        assert self.adapters is None or self.lora is not None, "adapters have a rank"

@@ -6,8 +6,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config, Qwen3For
 
 from openrlhf_ext.errors import DataError
 from openrlhf_ext.models.build import build_model
-from openrlhf_ext.models.export import named_weights
-from openrlhf_ext.models.lora import adapted_layers, adapters_off, check_targets, halves, is_adapter
+from openrlhf_ext.models.export import named_weights, write_adapter_folder
+from openrlhf_ext.models.lora import (
+    adapted_layers,
+    adapter_config,
+    adapters_off,
+    check_targets,
+    halves,
+    is_adapter,
+    read_adapter_folder,
+)
 from openrlhf_ext.models.spec import LoraSpec, ModelSpec
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -132,3 +140,56 @@ def test_checkpointing_gives_the_same_gradient_although_the_embedding_is_frozen(
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-6)
     assert (gradients[0] != 0).all()
+
+
+@pytest.fixture
+def written(folder, tmp_path):
+    """Adapters that have learned something, in a folder of their own, and what their model says."""
+    model = policy(folder, learned=True, target_modules=("q_proj", "up_proj"), dropout=0.1)
+    tensors = {name: parameter.detach() for name, parameter in model.model.named_parameters() if is_adapter(name)}
+    write_adapter_folder(adapter_config(model.model), str(folder), tmp_path / "adapters", tensors)
+    return tmp_path / "adapters", logp(model)
+
+
+def continued(folder):
+    base, lora = read_adapter_folder(folder)
+    return build_model(ModelSpec(base, dtype="fp32", logprob_chunk=3, lora=lora, adapters=str(folder)), seed=5).eval()
+
+
+def test_training_goes_on_from_a_folder_of_adapters(folder, written):
+    adapters, expected_BA = written
+    base, lora = read_adapter_folder(adapters)
+    assert (base, lora) == (str(folder), LoraSpec(3, 12, ("q_proj", "up_proj"), 0.1))
+    model = continued(adapters)
+    torch.testing.assert_close(logp(model), expected_BA)
+    trained = {name for name, parameter in model.model.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, _ in model.model.named_parameters() if is_adapter(name)} and len(trained) == 8
+
+
+def test_what_training_found_is_kept_beside_what_it_learns(folder, written):
+    adapters, expected_BA = written
+    model = continued(adapters)
+    for layer in adapted_layers(model):
+        torch.nn.init.normal_(halves(layer)[1], std=0.3, generator=torch.Generator().manual_seed(9))
+    assert (logp(model) - expected_BA).abs().max() > 0.1
+    with adapters_off(model):
+        torch.testing.assert_close(logp(model), expected_BA)
+    assert (logp(model) - expected_BA).abs().max() > 0.1
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    assert {weight.name for weight in named_weights(model.model)} == {name for name, _ in plain.named_parameters()}
+
+
+def test_adapters_of_another_model_are_refused(folder, written, tmp_path):
+    adapters, _ = written
+    base, lora = read_adapter_folder(adapters)
+    for changed, message in (
+        (LoraSpec(4, 12, lora.target_modules), "no lora_A of that shape"),
+        (LoraSpec(3, 12, ("q_proj",)), "adapts model.layers.0.mlp.up_proj.lora_A"),
+    ):
+        with pytest.raises(DataError, match=message):
+            build_model(ModelSpec(base, dtype="fp32", lora=changed, adapters=str(adapters)))
+    (adapters / "adapter_model.safetensors").write_bytes(b"torn")
+    with pytest.raises(DataError, match="cannot be read"):
+        continued(adapters)
+    with pytest.raises(DataError, match="cannot be read as a folder of LoRA adapters"):
+        read_adapter_folder(tmp_path)
