@@ -178,14 +178,15 @@ def _partitioned(run: ModelRun, groups: list[list[Weight]]) -> Iterator[_State]:
         # A tensor that lies in the parts of two ranks has its whole gradient on both.
         split = max(0, sum(_held_by_most(run, groups, parts)) - sum(parts))
         yield _State("gradients of tensors that ranks share", (width * split,), phases=TRAIN)
+    else:
+        sums = tuple(width * numel for numel in _held_by_most(run, groups, parts))
+        yield _State("offloaded sums of gradients", sums, "host", PHASES - {"load"}, pinned=True)
     if run.adam_offload:
         largest = width * max(weight.numel for weight in every)
         yield _State("offload buffer", (largest,), asleep="stays")
         yield _State("offload buffer", (largest,), "host", pinned=True)
         yield _State("offloaded weights", tuple(width * part for part in parts), "host", pinned=True)
         yield _State("offloaded gradients", tuple(4 * part for part in parts), "host", pinned=True)
-        sums = tuple(width * numel for numel in _held_by_most(run, groups, parts))
-        yield _State("offloaded sums of gradients", sums, "host", pinned=True)
     yield from _optimizer(run, parts, pinned_master=True)
 
 
