@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from openrlhf_ext.plan.parameters import parameters
 from openrlhf_ext.plan.types import BYTES, EngineRun, Hardware, ModelRun, ModelShape, Phase, Term
@@ -62,7 +63,7 @@ class EngineMemory:
 
 def engine_memory(run: EngineRun, hardware: Hardware) -> EngineMemory:
     shape, size, parts = run.shape, BYTES[run.dtype], run.tensor_parallel
-    weights = math.ceil(sum(weight.numel for weight in parameters(shape)) * size / parts)
+    weights = math.ceil(_count(shape) * size / parts)
     batched = BATCHED_TOKENS if hardware.on_gpu else max(run.tokens_each + MOST_SEQUENCES, CPU_BATCHED_TOKENS)
     if not hardware.on_gpu and shape.tied:
         weights += shape.vocab * shape.hidden * size  # the head has a packed copy of its own
@@ -126,27 +127,29 @@ def engine_terms(run: EngineRun, hardware: Hardware) -> list[Term]:
     terms = [Term(run.role, name, size, "gpu", run.pool, phases) for name, size, phases in parts if size]
     if run.sleeps:
         # Sleep level 1; the pages are pinned, and torch keeps them for the next time.
-        terms.append(Term(run.role, "vLLM weights (asleep)", _pinned(run), "host", run.pool, EVER))
+        pinned = _pinned(run.shape, BYTES[run.dtype], run.tensor_parallel)
+        terms.append(Term(run.role, "vLLM weights (asleep)", pinned, "host", run.pool, EVER))
     return terms
 
 
-def _pinned(run: EngineRun) -> int:
+@lru_cache(maxsize=64)
+def _pinned(shape: ModelShape, size: int, parts: int) -> int:
     """The weights in pinned memory, of which torch makes each piece a power of two (`CachingHostAllocator.h`).
 
     vLLM keeps the projections of queries, keys and values in one piece, and those of gate and up.
     """
     pieces: dict[str, int] = {}
-    for weight in parameters(run.shape):
+    for weight in parameters(shape):
         name = re.sub(r"\b[qkv]_proj\b", "qkv", re.sub(r"\b(gate|up)_proj\b", "gate_up", weight.name))
-        pieces[name] = pieces.get(name, 0) + math.ceil(weight.numel * BYTES[run.dtype] / run.tensor_parallel)
+        pieces[name] = pieces.get(name, 0) + math.ceil(weight.numel * size / parts)
     # Pieces under a megabyte come from segments of 2 MiB, which are copied whole.
-    small = sum(size for size in pieces.values() if size <= SMALL)
-    return small + sum(1 << (size - 1).bit_length() for size in pieces.values() if size > SMALL)
+    small = sum(piece for piece in pieces.values() if piece <= SMALL)
+    return small + sum(1 << (piece - 1).bit_length() for piece in pieces.values() if piece > SMALL)
 
 
 def bucket_bytes(engine: EngineRun, policy: ModelRun) -> int:
     """Of one bucket of weights: as asked for, or the largest tensor where that is larger."""
-    largest = max(weight.numel for weight in parameters(policy.shape)) * BYTES[policy.dtype]
+    largest = _largest(policy.shape) * BYTES[policy.dtype]
     return max(engine.bucket_bytes, largest)
 
 
@@ -174,6 +177,17 @@ def bucket_terms(engine: EngineRun, policy: ModelRun, hardware: Hardware) -> lis
     return [*sent, Term(engine.role, name, 2 * size + layer, "gpu", engine.pool, publish)]
 
 
+@lru_cache(maxsize=64)
+def _count(shape: ModelShape) -> int:
+    return sum(weight.numel for weight in parameters(shape))
+
+
+@lru_cache(maxsize=64)
+def _largest(shape: ModelShape) -> int:
+    return max(weight.numel for weight in parameters(shape))
+
+
+@lru_cache(maxsize=64)
 def _layer_bytes(shape: ModelShape, size: int) -> int:
     return sum(w.numel for w in parameters(shape) if ".layers.0." in w.name) * size
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -93,6 +94,11 @@ def idle_paths(config: Any) -> frozenset[str]:
 def _idle(config: RLConfig) -> Iterator[tuple[str, Need]]:
     for need in NEEDS:
         if not need.holds(config):
-            for path in flags_of(RLConfig):
-                if any(path == name or path.startswith(f"{name}.") for name in need.paths):
-                    yield path, need
+            for path in _flags_in(need.paths):
+                yield path, need
+
+
+@functools.cache
+def _flags_in(paths: tuple[str, ...]) -> tuple[str, ...]:
+    flags = flags_of(RLConfig)
+    return tuple(path for path in flags if any(path == name or path.startswith(f"{name}.") for name in paths))
