@@ -29,9 +29,12 @@ SAMPLER_COPIES = 4
 probabilities beside the noise of the draw (`v1/sample/sampler.py`)."""
 GRAPHS = 51 + 35
 """Batch sizes that are captured with 256 sequences: 51 piecewise (up to 512 tokens) and 35 whole (up to 256)."""
-GRAPH_BYTES = 300_000
-"""Of one captured layer. Not measured here: vLLM's own log says 0.21 GiB for 35 sizes of 16 layers (vllm pull 11349),
-which is 0.4e6, and less for sizes that share their buffers with larger ones."""
+GRAPH_BYTES = 180_000
+"""Of one captured layer. Not measured here: vLLM's own log says 0.52 GiB for 86 sizes of 36 layers (Qwen3-8B,
+github.com/LMCache/LMCache issue 3430)."""
+WORKSPACES = 200_000_000
+"""Of attention, cuBLAS and the inputs of a step. Not measured here: a sleeping Qwen3-4B has 1.19 GiB of its GPU in use
+(github.com/vllm-project/vllm issue 28714), which graphs and a context do not explain."""
 SMALL = 1 << 20
 STAGING = 64 << 20
 """The trainer's staging buffer is a multiple of this (`rollout.transfer`)."""
@@ -68,6 +71,7 @@ def engine_memory(run: EngineRun, hardware: Hardware) -> EngineMemory:
     if not hardware.on_gpu and shape.tied:
         weights += shape.vocab * shape.hidden * size  # the head has a packed copy of its own
     graphs = 0 if run.enforce_eager else GRAPHS * shape.layers * GRAPH_BYTES
+    graphs += WORKSPACES if hardware.on_gpu else 0
     forward = _forward(shape, batched, size, parts)
     if run.kv_cache_bytes is not None:
         cache = run.kv_cache_bytes
@@ -121,7 +125,7 @@ def engine_terms(run: EngineRun, hardware: Hardware) -> list[Term]:
     parts = [
         ("vLLM weights", memory.weights, whole),
         ("vLLM KV cache", max(memory.cache, 0), cached),
-        ("vLLM CUDA graphs", memory.graphs, EVER),  # they stay while an engine sleeps
+        ("vLLM CUDA graphs and workspaces", memory.graphs, EVER),  # they stay while an engine sleeps
         ("vLLM activations and logits", memory.forward, cached),
     ]
     terms = [Term(run.role, name, size, "gpu", run.pool, phases) for name, size, phases in parts if size]

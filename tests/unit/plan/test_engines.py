@@ -12,6 +12,7 @@ from openrlhf_ext.plan.engines import (
     BATCHED_TOKENS,
     GRAPH_BYTES,
     GRAPHS,
+    WORKSPACES,
     bucket_bytes,
     bucket_terms,
     budget,
@@ -35,7 +36,7 @@ QWEN_WEIGHTS = 4_022_468_096 * 2
 def test_qwen_in_half_of_80_gb():
     memory = engine_memory(ENGINE, GPU)
     assert memory.weights == QWEN_WEIGHTS
-    assert memory.graphs == GRAPHS * 36 * GRAPH_BYTES
+    assert memory.graphs == GRAPHS * 36 * GRAPH_BYTES + WORKSPACES
     # The sampler over 256 rows of 151,936 logits in bf16 and four times in float32, beside 2,048 hidden states of
     # 2,560, is more than an MLP's 2,048 x (3 x 2,560 + 3 x 9,728) numbers of 2 bytes.
     assert memory.forward == 256 * 151_936 * (2 + 4 * 4) + 2048 * 2560 * 2
@@ -46,6 +47,17 @@ def test_qwen_in_half_of_80_gb():
     assert memory.sequence == 4096 * 147_456
     assert memory.sequences == memory.cache // (4096 * 147_456)
     assert memory.tokens == memory.cache // (16 * 147_456) * 16
+
+
+def test_what_vllm_says_of_itself():
+    """github.com/LMCache/LMCache issue 3430: Qwen3-8B on a card of 23.53 GiB (0.52 GiB of graphs are 2.21 % of it) at
+    0.9764 has 6.37 GiB of cache, 46,368 tokens, 2.83 sequences of 16,384."""
+    card = replace(CARD, bytes=int(23.53 * 2**30))
+    run = replace(ENGINE, shape=find_shape("Qwen/Qwen3-8B"), utilization=0.9764, tokens_each=16_384)
+    memory = engine_memory(run, Hardware(card, 1))
+    assert memory.cache == pytest.approx(6.37 * 2**30, rel=0.02)
+    assert memory.tokens == pytest.approx(46_368, rel=0.02)
+    assert memory.cache / memory.sequence == pytest.approx(2.83, rel=0.02)
 
 
 def test_an_awake_engine_takes_its_share_whole():
@@ -60,9 +72,9 @@ def test_an_engine_that_sleeps_gives_back_weights_and_cache():
     def held(phase: str) -> set[str]:
         return {term.name for term in on_gpu if phase in term.phases}
 
-    assert held("train") == held("score") == held("load") == {"vLLM CUDA graphs"}
-    assert held("publish") == held("save") == {"vLLM CUDA graphs", "vLLM weights"}
-    assert held("generate") >= {"vLLM CUDA graphs", "vLLM weights", "vLLM KV cache"}
+    assert held("train") == held("score") == held("load") == {"vLLM CUDA graphs and workspaces"}
+    assert held("publish") == held("save") == {"vLLM CUDA graphs and workspaces", "vLLM weights"}
+    assert held("generate") >= {"vLLM CUDA graphs and workspaces", "vLLM weights", "vLLM KV cache"}
     (copy,) = [term for term in engine_terms(run, GPU) if term.where == "host"]
     # Each piece becomes a power of two of bytes: queries, keys and values (6,144 x 2,560) 2^25, the output
     # (2,560 x 4,096) 2^25, gate and up (19,456 x 2,560) 2^27, down (2,560 x 9,728) 2^26, the embedding 2^30.
@@ -92,7 +104,7 @@ def test_windows_bound_what_a_layer_caches():
 
 def test_a_graphless_engine_has_more_cache():
     eager = engine_memory(replace(ENGINE, enforce_eager=True), GPU)
-    assert eager.graphs == 0
+    assert eager.graphs == WORKSPACES
     assert eager.cache - engine_memory(ENGINE, GPU).cache == GRAPHS * 36 * GRAPH_BYTES
 
 
