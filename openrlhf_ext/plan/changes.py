@@ -74,6 +74,7 @@ class Search:
         for level in reversed(range(len(offer.levels))):
             trial = self.trials.of(self.values() | offer.levels[level])
             if trial is not None and trial.excess <= before:
+                self.taken = [one for one in self.taken if one.offer.paths != offer.paths]
                 self.taken.append(Taken(offer, level))
                 return
 
@@ -83,10 +84,14 @@ class Search:
             if self._holds(self.values(without=one)):
                 self.taken.remove(one)
         for one in reversed(self.taken):
-            strongest = one.level
-            for one.level in range(strongest + 1):
+            mildest, strongest = 0, one.level
+            while mildest < strongest:
+                one.level = (mildest + strongest) // 2
                 if self._holds(self.values()):
-                    break
+                    strongest = one.level
+                else:
+                    mildest = one.level + 1
+            one.level = strongest
 
     def _holds(self, values: dict[str, Any]) -> bool:
         trial = self.trials.of(values)

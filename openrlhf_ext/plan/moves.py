@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 from openrlhf_ext.plan.engines import misfit
@@ -245,10 +244,10 @@ def _share(setup: Setup, role: Role, path: str) -> Offer | None:
     if run is None or not setup.hardware.on_gpu:
         return None
     shares = [round(LEAST_SHARE + 0.05 * number, 2) for number in range(18)]
+    able = [share for share in shares if misfit(replace(run, utilization=share), setup.hardware) is None]
     if misfit(run, setup.hardware) is not None:
-        larger = (share for share in shares if misfit(replace(run, utilization=share), setup.hardware) is None)
-        return _offer(path, islice(larger, 1), lambda values: "memory for others: its cache holds no sequence as it is")
-    smaller = [share for share in reversed(shares) if share < run.utilization]
+        return _offer(path, able[:1], lambda values: "memory for others: its cache holds no sequence as it is")
+    smaller = [share for share in reversed(able) if share < run.utilization]
     return _offer(path, smaller, lambda values: "a smaller cache, so fewer sequences are written at a time")
 
 
