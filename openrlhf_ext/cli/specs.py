@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import time
@@ -47,6 +48,8 @@ def model_spec(path: str, model: Any, ds: DsSection, device: Device, *, explicit
 
 def engine_spec(optimizer: OptimizerFields, ds: DsSection, *, total_steps: int, seed: int, exact: bool) -> EngineSpec:
     """The engine of a model in training; `exact` asks for deterministic kernels."""
+    if optimizer.adam.eight_bit and importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError("--adam.eight_bit needs bitsandbytes, which is not installed: install it, or leave it out.")
     spec = EngineSpec(
         zero_stage=ds.zero_stage,
         dtype=ds.param_dtype,
@@ -59,6 +62,7 @@ def engine_spec(optimizer: OptimizerFields, ds: DsSection, *, total_steps: int, 
         warmup_ratio=optimizer.lr_warmup_ratio,
         min_lr_ratio=optimizer.min_lr_ratio,
         total_steps=total_steps,
+        eight_bit=optimizer.adam.eight_bit,
         adam_offload=ds.adam_offload,
         overlap_comm=ds.overlap_comm,
         zpg=ds.zpg,

@@ -55,11 +55,7 @@ class AdamSection:
     betas: tuple[float, float] = flag((0.9, 0.95), "decay of the first and second moment")
     eps: float = flag(1e-8, "added to the root of the second moment")
     weight_decay: float = flag(0.0, "decoupled weight decay (AdamW)")
-    eight_bit: bool = flag(
-        False,
-        "moments in 8 bits, paged to host memory when the GPU is full",
-        refused=planned("the 8-bit optimizer"),
-    )
+    eight_bit: bool = flag(False, "moments in 8 bits (bitsandbytes), paged out to host memory when a GPU is full")
 
 
 @dataclass(frozen=True, slots=True)

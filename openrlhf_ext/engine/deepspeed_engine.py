@@ -72,7 +72,7 @@ class DeepSpeedEngine:
             if self.stage == 3:
                 return deepspeed.initialize(model=self.model, config=config, dist_init_required=False)[0]
             return self.model.to(self._torch_device).eval()
-        optimizer = build_optimizer(self.model, self.spec)
+        optimizer = build_optimizer(self.model, self.spec, self.device)
         if self.stage == 0:
             optimizer.register_step_pre_hook(self._clip)
         return deepspeed.initialize(

@@ -10,11 +10,15 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
+from openrlhf_ext.device import Device
 from openrlhf_ext.engine.spec import EngineSpec
 
 
-def build_optimizer(model: nn.Module, spec: EngineSpec) -> torch.optim.AdamW:
-    """AdamW (arXiv:1711.05101) in torch's fused form; biases and norms (one dimension) do not decay."""
+def build_optimizer(model: nn.Module, spec: EngineSpec, device: Device) -> torch.optim.Optimizer:
+    """AdamW (arXiv:1711.05101) in torch's fused form; biases and norms (one dimension) do not decay.
+
+    With `eight_bit` by bitsandbytes, whose moments a GPU pages out to host memory when it is full.
+    """
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for parameter in model.parameters():
@@ -22,9 +26,13 @@ def build_optimizer(model: nn.Module, spec: EngineSpec) -> torch.optim.AdamW:
             shape = getattr(parameter, "ds_shape", parameter.shape)  # a sharded parameter is empty here
             (decayed if len(shape) > 1 else kept).append(parameter)
     groups = [{"params": decayed, "weight_decay": spec.weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=True
-    )
+    groups = [group for group in groups if group["params"]]
+    if spec.eight_bit:
+        import bitsandbytes
+
+        paged = bitsandbytes.optim.PagedAdamW8bit if device.can("sleep") else bitsandbytes.optim.AdamW8bit
+        return paged(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps)
+    return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=True)
 
 
 def build_schedule(spec: EngineSpec) -> Callable[[torch.optim.Optimizer], LRScheduler]:

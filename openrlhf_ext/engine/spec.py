@@ -45,6 +45,7 @@ class EngineSpec:
     warmup_ratio: float = 0.03
     min_lr_ratio: float = 0.1
     total_steps: int = 1
+    eight_bit: bool = False  # the optimizer's moments in 8 bits (Dettmers et al. 2021, arXiv:2110.02861)
     adam_offload: bool = False  # optimizer state and step on the CPU
     param_offload: bool = False  # weights of a frozen stage-3 model on the CPU between uses
     overlap_comm: bool = False
@@ -59,4 +60,5 @@ class EngineSpec:
         if self.lr_scheduler not in SCHEDULES:
             raise ConfigError(f"lr_scheduler {self.lr_scheduler} is not supported: give one of {', '.join(SCHEDULES)}.")
         assert self.total_steps > 0, "a schedule needs its length"
+        assert not (self.eight_bit and self.adam_offload), "bitsandbytes' optimizer runs where the gradients are"
         assert not (self.param_offload and self.trainable), "weights in training stay on the device"

@@ -24,7 +24,7 @@ HOMES = {
     "deepspeed": {"engine"},
     "vllm": {"rollout"},
     "peft": {"models"},
-    "bitsandbytes": {"models"},
+    "bitsandbytes": {"models", "engine"},
     "transformers": {"data", "rewards", "models", "engine", "rollout"},
     "torch": set(FLOORS) - {"errors", "types", "config", "plan", "cli"},
     "tyro": {"config", "cli"},

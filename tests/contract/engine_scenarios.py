@@ -276,6 +276,11 @@ def one_rank(rank: int, world_size: int, device: Device, path: Path, folder: Pat
         stage: resume(path, device, replace(SPEC, dtype="bf16", zero_stage=stage), folder / f"half-{stage}")
         for stage in (0, 3)
     }
+    answer["8-bit resumed"] = {
+        stage: resume(path, device, replace(SPEC, eight_bit=True, zero_stage=stage), folder / f"eight-{stage}")
+        for stage in (0, 2, 3)
+    }
+    answer["8-bit"] = train(engine_of(path, device, replace(SPEC, eight_bit=True, zero_stage=2)))
     answer["frozen variants"] = {
         name: engine_of(path, device, replace(SPEC, trainable=False, **fields)).forward(rows(0))
         for name, fields in {

@@ -86,6 +86,16 @@ def test_half_precision_resumes_bit_for_bit(one, stage):
     assert_resumed(one[0]["half resumed"][stage])
 
 
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_moments_in_eight_bits_resume_bit_for_bit(one, stage):
+    assert_resumed(one[0]["8-bit resumed"][stage])
+
+
+def test_moments_in_eight_bits_take_nearly_the_steps_of_whole_ones(one, plain):
+    assert one[0]["8-bit"]["losses"] == pytest.approx(plain[1]["losses"], rel=0.02)
+    assert one[0]["8-bit"]["losses"] != plain[1]["losses"]
+
+
 def assert_resumed(resumed):
     through, again = resumed["through"], resumed["again"]
     assert again["report"] == through["report"]

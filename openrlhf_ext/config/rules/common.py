@@ -90,6 +90,12 @@ def reentrant_needs_checkpointing(config: Any, explicit: Explicit) -> Iterator[V
         )
 
 
+def eight_bits_stay_on_the_device(config: Any, explicit: Explicit) -> Iterator[Violation]:
+    for path in flags_of(type(config)):
+        if path.endswith("adam.eight_bit") and get(config, path) and config.ds.adam_offload:
+            yield Violation(f"--{path}", None, "bitsandbytes pages its state itself; leave out --ds.adam_offload")
+
+
 def _shown(default: Any) -> str:
     text = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
     return text if text not in ("None", "") else "unset"
@@ -106,4 +112,5 @@ COMMON_RULES: tuple[Rule, ...] = (
     overlap_needs_stage_2,
     varlen_needs_packing,
     reentrant_needs_checkpointing,
+    eight_bits_stay_on_the_device,
 )

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from openrlhf_ext.device import Device
 from openrlhf_ext.engine.deepspeed_config import deepspeed_config, effective_stage
 from openrlhf_ext.engine.optimizer import build_optimizer, build_schedule
 from openrlhf_ext.engine.spec import SCHEDULES, EngineSpec
@@ -29,6 +30,9 @@ def test_the_stage_that_runs(fields, stage):
     assert effective_stage(EngineSpec(**fields)) == stage
 
 
+CPU = Device("cpu", 0, frozenset())
+
+
 def test_overlap_is_asked_for_only_where_gradients_are_reduced_as_they_come():
     for stage, overlaps in ((1, False), (2, True), (3, True)):
         spec = EngineSpec(zero_stage=stage, overlap_comm=True)
@@ -38,7 +42,7 @@ def test_overlap_is_asked_for_only_where_gradients_are_reduced_as_they_come():
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_schedule_can_be_built_and_starts_within_the_rate(name):
     spec = EngineSpec(lr=0.5, lr_scheduler=name, total_steps=10, warmup_ratio=0.2)
-    optimizer = build_optimizer(torch.nn.Linear(2, 2), spec)
+    optimizer = build_optimizer(torch.nn.Linear(2, 2), spec, CPU)
     schedule = build_schedule(spec)(optimizer)
     rates = []
     for _ in range(10):
@@ -50,7 +54,7 @@ def test_every_schedule_can_be_built_and_starts_within_the_rate(name):
 
 def test_the_default_schedule_is_a_cosine_down_to_its_lowest_rate():
     spec = EngineSpec(lr=2.0, total_steps=10, warmup_ratio=0.15, min_lr_ratio=0.25)
-    schedule = build_schedule(spec)(build_optimizer(torch.nn.Linear(2, 2), spec))
+    schedule = build_schedule(spec)(build_optimizer(torch.nn.Linear(2, 2), spec, CPU))
     rates = []
     for _ in range(11):
         rates.append(schedule.get_last_lr()[0])
@@ -68,7 +72,7 @@ def test_an_unknown_schedule_is_refused_with_the_names_there_are():
 
 def test_only_matrices_decay():
     model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
-    groups = build_optimizer(model, EngineSpec(weight_decay=0.1)).param_groups
+    groups = build_optimizer(model, EngineSpec(weight_decay=0.1), CPU).param_groups
     assert [(len(group["params"]), group["weight_decay"]) for group in groups] == [(1, 0.1), (3, 0.0)]
 
 
