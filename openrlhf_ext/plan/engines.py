@@ -168,8 +168,9 @@ def bucket_terms(engine: EngineRun, policy: ModelRun, hardware: Hardware) -> lis
     )
     layer = max(_layer_bytes(policy.shape, BYTES[policy.dtype]) // engine.tensor_parallel, 1)
     if not hardware.on_gpu:
-        # The bucket, and the object store's copy of it, which the engines read in place.
-        sent.append(Term("policy", name, 2 * size, "host", policy.pool, publish))
+        # The bucket, and the object store's copy of it, which the engines read in place. The store keeps its pages.
+        sent.append(Term("policy", name, size, "host", policy.pool, publish))
+        sent.append(Term("policy", "object store", size, "host", policy.pool, EVER - {"load"}))
         return [*sent, Term(engine.role, name, layer, "gpu", engine.pool, publish)]
     if engine.pool == policy.pool:
         # By handle: the trainer's staging buffer stays for good, also while it sleeps.

@@ -30,8 +30,8 @@ def stage_that_runs(
     return zero_stage
 
 
-def training_options(ds: Any) -> dict[str, Any]:
-    """The fields of a ModelRun in training that follow from the `ds` section alone."""
+def training_options(ds: Any, optimizer: Any) -> dict[str, Any]:
+    """The fields of a ModelRun in training that follow from the `ds` section and the one with its `adam`."""
     dtype: Dtype = ds.param_dtype
     stage = stage_that_runs(
         ds.zero_stage,
@@ -47,6 +47,7 @@ def training_options(ds: Any) -> dict[str, Any]:
         "zero_stage": stage,
         "lora": Lora(ds.lora.rank, ds.lora.alpha, ds.lora.target_modules, ds.lora.dropout) if ds.lora.rank else None,
         "load_in_4bit": ds.load_in_4bit,
+        "eight_bit": optimizer.adam.eight_bit,
         "adam_offload": ds.adam_offload,
         "zpg": ds.zpg,
         "overlap_comm": ds.overlap_comm and stage >= 2,
@@ -68,6 +69,7 @@ def frozen_options(ds: Any, *, offload: bool) -> dict[str, Any]:
 def forward_options(ds: Any, section: Any, hardware: Hardware) -> dict[str, Any]:
     """How a model computes; `section` has the flags of gradient checkpointing."""
     return {
+        "gpu": hardware.on_gpu,
         "gradient_checkpointing": section.gradient_checkpointing_enable,
         "reentrant": section.gradient_checkpointing_reentrant,
         "packing": ds.packing_samples,
@@ -98,7 +100,14 @@ class Cut:
     unit: int = 1
 
     def largest(
-        self, sequences: int, ranks: int, *, backward: bool = False, entropy: bool = False, columns: int = 0
+        self,
+        sequences: int,
+        ranks: int,
+        *,
+        backward: bool = False,
+        entropy: bool = False,
+        columns: int = 0,
+        tempered: bool = False,
     ) -> Pass:
         """The largest micro-batch of a rank, when so many sequences are spread over the ranks."""
         if self.max_tokens is None:
@@ -111,7 +120,11 @@ class Cut:
             tokens = max(min(self.max_tokens, math.ceil(sequences / ranks) * self.length), self.length)
             rows = max(tokens // self.length, 1)
             selected = math.ceil(tokens * self.selected / self.length)
-        return Pass(rows, self.length, tokens, selected, backward, entropy and backward, columns)
+        return Pass(rows, self.length, tokens, selected, backward, entropy and backward, columns, tempered)
+
+    def accumulates(self, sequences: int, ranks: int) -> bool:
+        """Whether so many sequences of full length are more than one micro-batch of each rank."""
+        return self.largest(sequences, ranks).tokens * ranks < sequences * self.length
 
 
 def _rows_of_a_part(sequences: int, rows: int, ranks: int) -> int:

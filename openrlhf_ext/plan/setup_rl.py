@@ -99,8 +99,10 @@ class _Roles:
     def trained(self, role: Section) -> ModelRun:
         config = self.config
         kind: Kind = "value" if role == "critic" else "causal_lm"
-        run = replace(self._model(role, kind), **training_options(config.ds))
-        return replace(run, passes=(self._train(run), self._inference(run)))
+        run = replace(self._model(role, kind), **training_options(config.ds, getattr(config, role)))
+        asked = (self._inference(run),) if role == "critic" or self._asks_policy else ()
+        accumulates = self._train_cut(run).accumulates(config.train.batch_size, run.ranks)
+        return replace(run, passes=(self._train(run), *asked), accumulates=accumulates)
 
     def frozen(self, role: Section) -> ModelRun:
         kind: Kind = "reward" if role == "reward" else "causal_lm"
@@ -126,25 +128,46 @@ class _Roles:
         )
 
     def _train(self, run: ModelRun) -> Pass:
-        train = self.config.train
-        budget = train.max_tokens_per_gpu if train.dynamic_batch_enable else None
-        cut = self._cut(run.kind, train.micro_batch_size, budget)
-        entropy = run.role == "policy" and self.config.actor.entropy_coef is not None
-        columns = 2 if run.role == "critic" else self._policy_columns()
-        return cut.largest(train.batch_size, run.ranks, backward=True, entropy=entropy, columns=columns)
-
-    def _policy_columns(self) -> int:
-        """Advantages and the sampler's log-probs; the policy's before the update and the reference's where needed."""
-        rollout, train, kl = self.config.rollout, self.config.train, self.config.algo.kl
-        steps = train.max_epochs * math.ceil(rollout.batch_size * rollout.n_samples_per_prompt / train.batch_size)
-        in_reward = kl.init_coef > 0 and not kl.use_loss
-        return 2 + (steps > 1 or in_reward) + (kl.init_coef > 0 and kl.use_loss)
+        batch, of_policy = self.config.train.batch_size, run.role == "policy"
+        entropy = of_policy and self.config.actor.entropy_coef is not None
+        columns = self._policy_columns if of_policy else 2
+        cut = self._train_cut(run)
+        tempered = self._tempered(run)
+        return cut.largest(batch, run.ranks, backward=True, entropy=entropy, columns=columns, tempered=tempered)
 
     def _inference(self, run: ModelRun) -> Pass:
         rollout, train = self.config.rollout, self.config.train
         budget = (rollout.max_tokens_per_gpu or train.max_tokens_per_gpu) if train.dynamic_batch_enable else None
         cut = self._cut(run.kind, rollout.micro_batch_size, budget)
-        return cut.largest(rollout.batch_size * rollout.n_samples_per_prompt, run.ranks)
+        sequences = rollout.batch_size * rollout.n_samples_per_prompt
+        return cut.largest(sequences, run.ranks, tempered=self._tempered(run))
+
+    def _train_cut(self, run: ModelRun) -> Cut:
+        train = self.config.train
+        return self._cut(
+            run.kind, train.micro_batch_size, train.max_tokens_per_gpu if train.dynamic_batch_enable else None
+        )
+
+    def _tempered(self, run: ModelRun) -> bool:
+        return run.kind == "causal_lm" and self.config.rollout.temperature != 1.0
+
+    @property
+    def _needs_old(self) -> bool:
+        """Whether the policy's log-probs before the update are asked for (`trainers.experience.infer`)."""
+        rollout, train, kl = self.config.rollout, self.config.train, self.config.algo.kl
+        steps = train.max_epochs * math.ceil(rollout.batch_size * rollout.n_samples_per_prompt / train.batch_size)
+        return steps > 1 or (kl.init_coef > 0 and not kl.use_loss)
+
+    @property
+    def _asks_policy(self) -> bool:
+        """Whether the policy answers without learning: for itself, or as the reference under its adapters."""
+        return self._needs_old or (self.config.algo.kl.init_coef > 0 and self.config.ds.lora.rank > 0)
+
+    @property
+    def _policy_columns(self) -> int:
+        """Advantages and the sampler's log-probs; the policy's before the update and the reference's where needed."""
+        kl = self.config.algo.kl
+        return 2 + self._needs_old + (kl.init_coef > 0 and kl.use_loss)
 
     def _cut(self, kind: Kind, rows: int, budget: int | None) -> Cut:
         selected = 1 if kind == "reward" else self.answer

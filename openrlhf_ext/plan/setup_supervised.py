@@ -28,13 +28,14 @@ def supervised_setup(command: Literal["sft", "rm", "dpo"], config: Any, hardware
         pool=POOL,
         head_dim=config.model.head_dim if command == "rm" else 1,
         awake=AWAKE,
-        **training_options(config.ds),
+        **training_options(config.ds, config),
         **forward_options(config.ds, config.model, hardware),
     )
     cut = _cut(command, config, data)
     train = _pass(command, config, cut, ranks, backward=True)
     asked = _pass(command, config, cut, ranks, backward=False)
-    model = replace(model, passes=(train, asked))
+    accumulates = cut.accumulates(config.train.batch_size * cut.unit, ranks)
+    model = replace(model, passes=(train, asked), accumulates=accumulates)
     models = [model]
     if command == "dpo" and (strategy := reference_strategy(config)) in SECOND_MODEL:
         models.append(_second_model(config, strategy, model, asked))
@@ -73,6 +74,7 @@ def _second_model(config: Any, strategy: str, model: ModelRun, asked: Pass) -> M
         shape=find_shape(name) if name else model.shape,
         lora=None,
         load_in_4bit=strategy == "quantised",
+        eight_bit=False,
         adam_offload=False,
         overlap_comm=False,
         grad_accum_dtype=None,

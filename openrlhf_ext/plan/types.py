@@ -83,7 +83,7 @@ class Pass:
 
     `rows` sequences of at most `length` tokens, `tokens` in all (padding included unless packed), of which
     `selected` go through the head. `backward`: with gradients. `extra_columns`: float32 numbers per position that
-    travel with the micro-batch (old log-probs, advantages, ...).
+    travel with the micro-batch (old log-probs, advantages, ...). `tempered`: logits are divided by a temperature.
     """
 
     rows: int
@@ -93,6 +93,7 @@ class Pass:
     backward: bool
     entropy: bool = False
     extra_columns: int = 0
+    tempered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +101,10 @@ class ModelRun:
     """One model on its ranks: a worker group of a run, or the one model of a supervised command.
 
     `zero_stage` is the stage that runs (`engine.deepspeed_config.effective_stage`); a frozen model runs at 3 or 0.
-    `passes` are what it is asked to compute, each in its phase. `sleeps`: its state leaves the GPU outside `train`.
-    `awake`: the phases in which it is on the GPU.
+    `eight_bit`: the optimizer's moments have 8 bits. `passes` are what it is asked to compute, each in its phase.
+    `sleeps`: its state leaves the GPU outside `train`. `awake`: the phases in which it is on the GPU. `gpu`: it
+    computes on one (its kernels are others than a CPU's). `accumulates`: an optimizer step has more than one
+    micro-batch.
     """
 
     role: Role
@@ -114,6 +117,7 @@ class ModelRun:
     zero_stage: Literal[0, 1, 2, 3] = 0
     lora: Lora | None = None
     load_in_4bit: bool = False
+    eight_bit: bool = False
     adam_offload: bool = False
     param_offload: bool = False
     zpg: int = 1
@@ -128,6 +132,8 @@ class ModelRun:
     passes: tuple[Pass, ...] = ()
     sleeps: bool = False
     awake: frozenset[Phase] = frozenset({"train"})
+    gpu: bool = False
+    accumulates: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,8 @@ VARIANTS = {
     "float32": f"{REINFORCE} --ds.zero_stage 0 --ds.param_dtype fp32",
     "float32 offloaded": f"{REINFORCE} --ds.zero_stage 0 --ds.param_dtype fp32 --ds.adam_offload",
     "float32 sums": f"{REINFORCE} --ds.zero_stage 1 --ds.grad_accum_dtype fp32",
+    "8 bits": f"{REINFORCE} --actor.adam.eight_bit",
+    "8 bits of the critic": "--critic.adam.eight_bit",
     "float16": f"{REINFORCE} --ds.zero_stage 1 --ds.param_dtype fp16",
     "stage 3": f"--ds.zero_stage 3 --ds.zpg 2 --ds.overlap_comm --ref.offload --reward.offload {REWARD_MODEL}",
     "offloaded reference": f"{REINFORCE} --ds.zero_stage 2 --ref.offload --ds.adam_offload",
@@ -126,6 +128,7 @@ def same_model(run: ModelRun, role: TrainedRole) -> None:
     assert (run.adam_offload, run.param_offload, run.zpg) == (engine.adam_offload, engine.param_offload, engine.zpg)
     config = deepspeed_config(engine, run.ranks, 64, ordered=True)
     assert run.overlap_comm == config["zero_optimization"]["overlap_comm"]
+    assert run.eight_bit == engine.eight_bit
     assert run.grad_accum_dtype == engine.grad_accum_dtype
     assert (run.lora is None) == (lora is None)
     if run.lora is not None and lora is not None:
