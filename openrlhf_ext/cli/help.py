@@ -18,8 +18,8 @@ from openrlhf_ext.errors import ConfigError
 _PIPE_WIDTH = 120
 
 
-def answer_help(command: str, argv: Sequence[str]) -> bool:
-    """Print help if these arguments ask for it, and say whether they did.
+def answer_help(command: str, argv: Sequence[str], tree: type | None = None) -> bool:
+    """Print help on the command's flags, or those of `tree`, if these arguments ask for it; say whether they did.
 
     Raises ConfigError on a section that is not there.
     """
@@ -29,7 +29,7 @@ def answer_help(command: str, argv: Sequence[str]) -> bool:
     topic = argv[place + 1] if place + 1 < len(argv) else ""
     topic = topic.removeprefix("--")
     console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
-    tree = COMMANDS[command]
+    tree = tree or COMMANDS[command]
     if topic in ("", "all"):
         _overview(console, command, tree, everything=topic == "all")
     else:

@@ -13,6 +13,9 @@ from openrlhf_ext.errors import ConfigError
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "rl": ("openrlhf_ext.cli.train_ppo_ray", "reinforcement learning from a reward function"),
     "sft": ("openrlhf_ext.cli.train_sft", "supervised fine-tuning"),
+    "plan": ("openrlhf_ext.cli.plan", "what fits, how many steps, how long: before it starts"),
+    "check": ("openrlhf_ext.cli.check", "what would go wrong with a command, all of it at once, before it starts"),
+    "negatives": ("openrlhf_ext.cli.negatives", "wrong answers made from right ones by rules, as pairs for DPO"),
     "tiny-model": ("openrlhf_ext.cli.tiny_model", "build a tiny model and its tokenizer, without a network"),
 }
 
