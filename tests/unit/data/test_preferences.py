@@ -292,7 +292,7 @@ def test_real_dialogues(tokenizer, chat):
             ends += answer[-1] == eos
             assert len(pair.prompt_ids) + len(answer) <= 1024
     assert ends == 2 * counts["pairs"] - counts["cut_responses"]
-    rows = [json.loads(line) for line in HH.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in HH.read_text(encoding="utf-8").rstrip("\n").split("\n")]
     row, pair = rows[0], loaded.pairs[0]
     prompt, chosen, rejected = texts(tokenizer, pair)
     assert (prompt + chosen).endswith(row["chosen"][-60:] + "<|im_end|>")
