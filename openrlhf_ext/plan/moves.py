@@ -9,16 +9,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from openrlhf_ext.config import get
 from openrlhf_ext.plan.engines import misfit
 from openrlhf_ext.plan.parameters import total_parameters, trainable_parameters
+from openrlhf_ext.plan.speed import ADAM_BYTES, HOST_LINK, HOST_MEMORY
 from openrlhf_ext.plan.types import BYTES, EngineRun, ModelRun, Role, Setup
 
-HOST_LINK = 20e9
-"""Bytes a second between a GPU and pinned host memory: PCIe 4.0 x16 gives 32e9 at best, and copies reach two thirds."""
-HOST_MEMORY = 50e9
-"""Bytes a second that the optimizer's step reads and writes on a host (two channels of DDR5, well used)."""
+COPIES = 0.6
+"""Of the link to the host and of its memory, what copies and the optimizer's step there reach."""
 SHORTEST = 256
 """Tokens below which a shorter length is no help that anyone wants."""
+LEAST_CHUNK, MOST_CHUNKS = 128, 128
+"""Positions of a chunk, and chunks of a micro-batch, that a smaller chunk is offered for."""
 LEAST_SHARE = 0.1
 """Of a GPU, for an engine."""
 
@@ -78,7 +80,9 @@ def smaller_inference_batch(setup: Setup) -> Offer | None:
 
 
 def smaller_chunk(setup: Setup) -> Offer | None:
-    sizes = _halves(setup.config.ds.logprob_chunk_size, 128)
+    positions = max((one.selected for one in _trained(setup).passes), default=0)
+    # With so many chunks their logits are a small part of what there is.
+    sizes = _halves(setup.config.ds.logprob_chunk_size, max(LEAST_CHUNK, positions // MOST_CHUNKS))
     return _offer("ds.logprob_chunk_size", sizes, lambda values: "smaller products with the LM head, next to nothing")
 
 
@@ -164,10 +168,19 @@ def offloaded_optimizer(setup: Setup) -> Offer | None:
     model = _trained(setup)
     share = trainable_parameters(model) / model.ranks
     size = BYTES[model.dtype]
-    # Gradients leave and weights come back; the step reads gradient, weight and two moments and writes three of them.
-    seconds = share * 2 * size / HOST_LINK + share * min(model.ranks, setup.hardware.count) * 28 / HOST_MEMORY
+    # Gradients leave and weights come back; the ranks of a machine share its memory.
+    step = share * min(model.ranks, setup.hardware.count) * ADAM_BYTES / HOST_MEMORY
+    seconds = (share * 2 * size / HOST_LINK + step) / COPIES
     words = f"about {_seconds(seconds)} for each optimizer step, which runs on the host"
     return _offer("ds.adam_offload", [True], lambda values: words)
+
+
+def moments_in_8_bits(setup: Setup) -> Offer | None:
+    path = "actor.adam.eight_bit" if setup.command == "rl" else "adam.eight_bit"
+    if get(setup.config, path) or setup.config.ds.adam_offload:
+        return None
+    words = "the optimizer's moments are rounded to 8 bits"
+    return _offer(path, [True], lambda values: words, same_result=False)
 
 
 def adapters(setup: Setup) -> Offer | None:
@@ -213,7 +226,7 @@ GROUPS: tuple[tuple[Move, ...], ...] = (
     (shared_gpus, sleeping_engines, sleeping_judge, sleeping_models, engine_share, judge_share),
     (reference_elsewhere, more_sharding, checkpointing),
     (offloaded_reward, offloaded_reference, offloaded_optimizer),
-    (adapters, four_bits),
+    (moments_in_8_bits, adapters, four_bits),
     (shorter_rows,),
     (more_gpus, more_sharding),
 )
@@ -259,7 +272,7 @@ def _offloaded(setup: Setup, role: Role, path: str) -> Offer | None:
     passes = config.rollout.batch_size * config.rollout.n_samples_per_prompt / model.ranks
     if not config.train.dynamic_batch_enable:
         passes = max(passes / config.rollout.micro_batch_size, 1)
-    seconds = passes * total_parameters(model) * BYTES[model.dtype] / HOST_LINK
+    seconds = passes * total_parameters(model) * BYTES[model.dtype] / (HOST_LINK * COPIES)
     words = f"about {_seconds(seconds)} a step: its weights come from the host in every pass"
     return _offer(path, [True], lambda values: words)
 
@@ -280,7 +293,7 @@ def _state_bytes(model: ModelRun) -> int:
 
 
 def _round_trip(size: int) -> str:
-    return _seconds(2 * size / HOST_LINK)
+    return _seconds(2 * size / (HOST_LINK * COPIES))
 
 
 def _seconds(seconds: float) -> str:
