@@ -83,6 +83,22 @@ class PolicyRole(TrainRole, LogprobRole, Protocol):
         ...
 
 
+class SupervisedRole(TrainRole, Protocol):
+    """A model that learns from rows that are there, and is asked about others."""
+
+    def logprobs(self, batch: TokenBatch, temperature: float = 1.0, *, adapters: bool = True) -> Tensor:
+        """(B, A) as of a LogprobRole. `adapters` False: as the model was before its adapters learned anything."""
+        ...
+
+    def scores(self, batch: TokenBatch) -> Tensor:
+        """(B, H) float32 on the CPU: what the head of a preference model says at each row's last token."""
+        ...
+
+    def export_adapters(self, folder: Path) -> None:
+        """The adapters alone, as peft writes them."""
+        ...
+
+
 class CriticRole(TrainRole, Protocol):
     """Knows what return to expect, and learns it."""
 
@@ -182,4 +198,8 @@ class TrainEngine(Protocol):
 
     def export(self, folder: Path) -> None:
         """Write a Hugging Face folder (rank 0; collective)."""
+        ...
+
+    def export_adapters(self, folder: Path) -> None:
+        """Write the adapters alone, as peft does (rank 0; collective)."""
         ...

@@ -78,6 +78,17 @@ def scatter_rows(micros: Iterable[MicroBatch], outputs: Iterable[Tensor], rows: 
     return result
 
 
+def scatter_whole_rows(micros: Iterable[MicroBatch], outputs: Iterable[Tensor], rows: int) -> Tensor:
+    """The same for outputs that are (b, h), whatever the tokens: (rows, h)."""
+    found = {
+        row: output[index]
+        for micro, output in zip(micros, outputs, strict=True)
+        for index, row in enumerate(micro.rows)
+    }
+    assert len(found) == rows, "every row exactly once"
+    return torch.stack([found[row] for row in range(rows)])
+
+
 def optimizer_step(experience: Experience, rows: Sequence[int], settings: SplitSettings) -> OptimizerStep:
     """One optimizer step over these rows: a shard for each rank, all with the step's global denominators.
 

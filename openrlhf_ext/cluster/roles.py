@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from openrlhf_ext.batch.partition import SplitSettings
-from openrlhf_ext.batch.split import inference_split, scatter_rows
+from openrlhf_ext.batch.split import inference_split, scatter_rows, scatter_whole_rows
 from openrlhf_ext.batch.types import MicroBatch, OptimizerStep, TokenBatch
 from openrlhf_ext.cluster.generator import RemoteGenerator
 from openrlhf_ext.cluster.phases import Phase, Phases
@@ -111,6 +111,12 @@ class RemoteTrained(RemoteModel):
         calls = [worker.export.remote(str(folder.absolute())) for worker in self.group.workers]
         self.group.collect(calls, f"the {self.group.name}'s model to be written to {folder}", "save")
 
+    def export_adapters(self, folder: Path) -> None:
+        """The adapters alone, as peft writes them."""
+        self._phases.enter(self.file_phase)
+        calls = [worker.export_adapters.remote(str(folder.absolute())) for worker in self.group.workers]
+        self.group.collect(calls, f"the adapters to be written to {folder}", "save")
+
 
 class RemotePolicy(RemoteTrained):
     """`PolicyRole` over a worker group that feeds the generator's engines."""
@@ -134,12 +140,6 @@ class RemotePolicy(RemoteTrained):
     def logprobs(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
         return self._own.logprobs(batch, temperature)
 
-    def export_adapters(self, folder: Path) -> None:
-        """The adapters alone, as peft writes them."""
-        self._phases.enter(self.file_phase)
-        calls = [worker.export_adapters.remote(str(folder.absolute())) for worker in self.group.workers]
-        self.group.collect(calls, f"the adapters to be written to {folder}", "save")
-
     def publish(self, version: int) -> Report:
         self._phases.enter("publish")
         calls = [worker.publish.remote(version) for worker in self.group.workers]
@@ -159,6 +159,19 @@ class RemoteCritic(RemoteTrained):
         return scatter_rows(micros, answers, batch.rows, batch.action_BA.shape[1])
 
 
+class RemoteLearner(RemoteTrained):
+    """`SupervisedRole` over a worker group."""
+
+    file_phase, model_folder = "train", "model"
+
+    def logprobs(self, batch: TokenBatch, temperature: float = 1.0, *, adapters: bool = True) -> Tensor:
+        micros, answers = self._ask(batch, "log-probs", temperature, adapters=adapters)
+        return scatter_rows(micros, answers, *batch.action_BA.shape)
+
+    def scores(self, batch: TokenBatch) -> Tensor:
+        return scatter_whole_rows(*self._ask(batch, "scores"), batch.rows)
+
+
 class RemoteScorer(RemoteModel):
     """A frozen reward model over a worker group (`rewards.model.Scorer`)."""
 
@@ -166,11 +179,7 @@ class RemoteScorer(RemoteModel):
         """The model's number for each row of token ids, read at its last token."""
         self._phases.enter("score")
         batch = _plain_batch(rows)
-        scores_B = torch.zeros(batch.rows)
-        for micro, answer_B1 in zip(*self._ask(batch, "scores"), strict=True):
-            if not micro.is_dummy:
-                scores_B[torch.tensor(micro.rows)] = answer_B1[:, 0]
-        return scores_B.tolist()
+        return scatter_whole_rows(*self._ask(batch, "scores"), batch.rows)[:, 0].tolist()
 
 
 def _plain_batch(rows: Sequence[Sequence[int]]) -> TokenBatch:
