@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from openrlhf_ext.plan.types import Phase, Plan, Role, Setup, Term
 
-NOT_TENSORS = frozenset({"CUDA context", "NCCL buffers", "allocator rounding and fragmentation"})
+NOT_TENSORS = frozenset(
+    {"CUDA context", "NCCL buffers", "allocator rounding and fragmentation", "kept by torch's allocator"}
+)
 """On the GPU, and none of what torch counts as allocated."""
 NOT_THE_DRIVER = frozenset({"Ray", "reward processes"})
 """Of the driver's terms, those of other processes."""

@@ -28,6 +28,8 @@ BUCKET = 100_000_000
 NF4_BLOCK, NF4_OUTER_BLOCK = 64, 256
 NF4_TABLES = 4 * 16 + 4 * 256 + 4
 """Beside each quantised weight: the values of its 4 bits and of its 8-bit scales, and their mean."""
+SMALLEST_8BIT, BLOCK_8BIT = 4096, 256
+"""Of bitsandbytes' optimizers: smaller tensors keep float32 (`optim/optimizer.py`, `Optimizer2State.init_state`)."""
 
 STATES = frozenset(
     {
@@ -160,7 +162,8 @@ def _whole(run: ModelRun, groups: list[list[Weight]]) -> Iterator[_State]:
     sizes = tuple(BYTES[run.dtype] * weight.numel for group in groups for weight in group)
     yield _State(_trained_name(run), sizes)
     yield _State("gradients", sizes, phases=TRAIN)
-    yield _State("optimizer", sizes * 2, phases=PHASES - {"load"})
+    moments = _moments(run, [weight.numel for group in groups for weight in group])
+    yield _State("optimizer", moments, phases=PHASES - {"load"})
 
 
 def _partitioned(run: ModelRun, groups: list[list[Weight]]) -> Iterator[_State]:
@@ -210,7 +213,16 @@ def _optimizer(run: ModelRun, parts: list[int], *, pinned_master: bool) -> Itera
     master, place = tuple(4 * part for part in parts), "host" if run.adam_offload else "gpu"
     offloaded: Place = "host" if place == "host" else "gpu"
     yield _State("master weights", master, offloaded, pinned=run.adam_offload and pinned_master)
-    yield _State("optimizer", master * 2, offloaded, phases=PHASES - {"load"})
+    yield _State("optimizer", _moments(run, parts), offloaded, phases=PHASES - {"load"})
+
+
+def _moments(run: ModelRun, numels: list[int]) -> tuple[int, ...]:
+    """Two for each number, in float32, or in a byte each with a float32 for each block."""
+    if not run.eight_bit:
+        return tuple(4 * numel for numel in numels) * 2
+    small = tuple(4 * numel for numel in numels if numel < SMALLEST_8BIT)
+    large = [numel for numel in numels if numel >= SMALLEST_8BIT]
+    return (small + tuple(large) + tuple(4 * math.ceil(numel / BLOCK_8BIT) for numel in large)) * 2
 
 
 def _part(group: list[Weight], ranks: int) -> int:
