@@ -40,24 +40,34 @@ class Transformer:
     def hidden_states(self) -> Value:
         """(tokens, hidden): the last hidden states."""
         ops, shape = self.ops, self.shape
-        embeds = self._embeds()
-        masks = {window: self._mask(window) for window in set(shape.windows or (None,))}
-        table = ops.new(self.longest * shape.head_dim, self.width)
-        sine = ops.new(self.longest * shape.head_dim, self.width)
-        hidden = embeds
+        ops.ledger.at("embedding")
+        hidden = embeds = self._embeds()
+        masks = {window: self._mask(window) for window in dict.fromkeys(shape.windows or (None,))}
+        # Cosines and sines, for each kind of layer where their base differs (Gemma 3).
+        tables = {kind: ops.new(2 * self.longest * shape.head_dim, self.width) for kind in self._rotary_kinds()}
         for layer in range(shape.layers):
-            mask = masks[shape.windows[layer] if shape.windows else None]
+            window = shape.windows[layer] if shape.windows else None
+            table = tables[window is not None and len(tables) > 1]
 
-            def program(x: Value, layer: int = layer, mask: Value | None = mask) -> Value:
+            def program(
+                x: Value, layer: int = layer, table: Value = table, mask: Value | None = masks[window]
+            ) -> Value:
+                ops.ledger.at(f"layer {layer}")
                 return self._layer(x, f"model.layers.{layer}", table, mask)
 
             if self.run.gradient_checkpointing and self.one.backward:
                 hidden = ops.checkpoint(program, hidden, reentrant=self.run.reentrant)
             else:
                 hidden = program(hidden)
+        ops.ledger.at("head")
         last = self._norm(hidden, "model.norm", self.one.tokens)
-        del sine
+        del embeds, tables
         return last
+
+    def _rotary_kinds(self) -> set[bool]:
+        if not self.shape.model_type.startswith("gemma3"):
+            return {False}
+        return {False, *(window is not None for window in self.shape.windows)}
 
     def _embeds(self) -> Value:
         ops = self.ops
@@ -135,13 +145,21 @@ class Transformer:
 
     def _adapted(self, x: Value, module: str, outputs: int, rank: int, dropout: float) -> Value:
         ops = self.ops
-        half = ops.linear(ops.dropped(x) if dropout else x, self.weight(f"{module}.lora_A.default"), rank)
-        return ops.times(ops.linear(half, self.weight(f"{module}.lora_B.default"), outputs))
+        half = self._plain_linear(
+            ops.dropped(x, 1 if self.run.gpu else self.width) if dropout else x,
+            self.weight(f"{module}.lora_A.default"),
+            rank,
+        )
+        return ops.times(self._plain_linear(half, self.weight(f"{module}.lora_B.default"), outputs))
 
     def _base(self, x: Value, module: str, outputs: int) -> Value:
         if self.run.load_in_4bit:
             return self.ops.dequantised_linear(x, self.weight(module), outputs)
-        return self.ops.linear(x, self.weight(module), outputs)
+        return self._plain_linear(x, self.weight(module), outputs)
+
+    def _plain_linear(self, x: Value, weight: Parameter, outputs: int) -> Value:
+        # Whatever is trained, DeepSpeed's own linear function at stage 3 saves its input (runtime/zero/linear.py).
+        return self.ops.linear(x, weight, outputs, keeps_input=self.run.zero_stage == 3)
 
     def _attention(self, x: Value, name: str, table: Value, mask: Value | None) -> Value:
         ops, shape = self.ops, self.shape
@@ -163,10 +181,27 @@ class Transformer:
 
     def _attended(self, q: Value, k: Value, v: Value, mask: Value | None) -> Value:
         ops, shape, rows = self.ops, self.shape, self.one.tokens * self.shape.heads
+        groups = shape.heads // shape.kv_heads
+        if self.run.attention == "eager":
+            return self._eager(q, ops.copied(k, groups), ops.copied(v, groups), mask)
+        if mask is None:
+            return ops.attended(q, k, v, None, rows)
+        if groups > 1:  # with a mask the kernels take no groups of heads
+            k, v = ops.copied(k, groups), ops.copied(v, groups)
+        # The kernels add their mask to the scores: each layer turns the booleans into numbers.
+        return ops.attended(q, k, v, ops.new(mask.numel, self.width), rows)
+
+    def _eager(self, q: Value, key_states: Value, value_states: Value, mask: Value | None) -> Value:
+        """Scores for every pair of positions (`eager_attention_forward`)."""
+        ops = self.ops
+        pairs = self.one.tokens * self.longest * self.shape.heads
+        attn_weights = ops.times(ops.matmul(ops.copied(q), key_states, pairs))
+        if self.shape.attention_softcap is not None:
+            attn_weights = ops.times(attn_weights)
+            attn_weights = ops.tanh(attn_weights)
+            attn_weights = ops.times(attn_weights)
         if mask is not None:
-            groups = shape.heads // shape.kv_heads
-            if groups > 1:
-                k, v = ops.copied(k, groups), ops.copied(v, groups)
-            bias = ops.new(mask.numel, self.width)  # a kernel adds its mask to the scores
-            return ops.attended(q, k, v, bias, rows)
-        return ops.attended(q, k, v, None, rows)
+            attn_weights = ops.times(attn_weights)  # the sum with the mask: a new tensor, whose gradient is its own
+        attn_weights = ops.cast(ops.softmax(attn_weights), q.width)
+        attn_output = ops.matmul(attn_weights, value_states, q.numel)
+        return ops.copied(attn_output)

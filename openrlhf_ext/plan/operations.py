@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from openrlhf_ext.plan.tape import Block, Gradient, Tape, Value, Parameter
+from openrlhf_ext.plan.tape import Block, Gradient, Parameter, Tape, Value
+
 
 class Operations(Tape):
     def view(self, x: Value) -> Value:
@@ -24,18 +25,18 @@ class Operations(Tape):
         node, size = x.node, x.nbytes
         return self.link(out, [x], lambda grad: [(node, self.block(size), size)])
 
-    def linear(self, x: Value, weight: Parameter, outputs: int) -> Value:
+    def linear(self, x: Value, weight: Parameter, outputs: int, *, keeps_input: bool = False) -> Value:
         """x W^T. Saves x for the gradient of W, and W for that of x."""
         inputs = weight.numel // outputs
-        saved = self.save(x) if weight.trained else None
+        saved = self.save(x) if weight.trained or (keeps_input and x.need) else None
         if x.need:
-            self.save(Value(0, 0, None))
+            self.save(None)
         out = self.new(x.numel // inputs * outputs, x.width)
         node, need, size, weight_size = x.node, x.need, x.nbytes, weight.numel * weight.width
 
         def backward(grad: Block) -> Sequence[Gradient]:
             nonlocal saved
-            own = self.block(weight_size) if weight.trained else None
+            own = self.gradient_of(weight) if weight.trained else None
             back = self.block(size) if need else None
             saved = None
             return [(node, back, size), (weight, own, weight_size)]
@@ -75,7 +76,7 @@ class Operations(Tape):
         """weight * x, one weight for each of the last dimension (of a norm)."""
         saved = self.save(x) if weight.trained else None
         if x.need:
-            self.save(Value(0, 0, None))
+            self.save(None)
         out = self.new(x.numel, width)
         node, need, size, weight_size = x.node, x.need, x.nbytes, weight.numel * weight.width
 
@@ -99,6 +100,37 @@ class Operations(Tape):
         out = self.new(x.numel, max(x.width, y.width))
         ends = [(v.node if v.need else None, v.nbytes) for v in (x, y)]
         return self.link(out, [x, y], lambda grad: [(node, grad, size) for node, size in ends])
+
+    def matmul(self, x: Value, y: Value, numel: int) -> Value:
+        """x y, batch by batch: both are saved."""
+        saved_x, saved_y = self.save(x) if y.need else None, self.save(y) if x.need else None
+        out = self.new(numel, x.width)
+        ends = ((x.node, x.need, x.nbytes), (y.node, y.need, y.nbytes))
+
+        def backward(grad: Block) -> Sequence[Gradient]:
+            nonlocal saved_x, saved_y
+            found = [(node, self.block(size) if need else None, size) for node, need, size in ends]
+            saved_x = saved_y = None
+            return found
+
+        return self.link(out, [x, y], backward)
+
+    def softmax(self, x: Value) -> Value:
+        """In float32, whatever the precision of x: saves its result."""
+        single = self.cast(x, 4)
+        out = self.new(x.numel, 4)
+        saved = self.save(out)
+        node, size = single.node, single.nbytes
+        del single
+
+        def backward(grad: Block) -> Sequence[Gradient]:
+            nonlocal saved
+            back = self.block(size)
+            saved = None
+            return [(node, back, size)]
+
+        operand = Value(x.numel, 4, None, x.need)
+        return self.link(out, [operand], backward)
 
     def activation(self, x: Value) -> Value:
         """silu or gelu: saves its input."""
@@ -158,10 +190,10 @@ class Operations(Tape):
 
         return self.link(out, [x], backward)
 
-    def rotated(self, x: Value, table: Value) -> Value:
-        """Rotary embedding x cos + rotate_half(x) sin: only the tables are saved."""
-        cosine = self.mul(x, table)
-        rotated = self.mul(self._half_turned(x), table)
+    def rotated(self, x: Value, tables: Value) -> Value:
+        """Rotary embedding x cos + rotate_half(x) sin: only the tables are saved, which all layers share."""
+        cosine = self.mul(x, tables)
+        rotated = self.mul(self._half_turned(x), tables)
         return self.add(cosine, rotated)
 
     def _half_turned(self, x: Value) -> Value:
@@ -179,11 +211,11 @@ class Operations(Tape):
 
         return self.link(out, [x], backward)
 
-    def dropped(self, x: Value) -> Value:
-        """Dropout: saves a mask of one byte a number."""
-        out = self.new(x.numel, x.width)
-        mask = self.new(x.numel, 1)
+    def dropped(self, x: Value, mask_width: int) -> Value:
+        """Dropout: saves a mask (of bytes on a GPU, of the numbers' own precision on a CPU)."""
+        mask = self.new(x.numel, mask_width)
         saved = self.save(mask)
+        out = self.new(x.numel, x.width)
         node, size = x.node, x.nbytes
 
         def backward(grad: Block) -> Sequence[Gradient]:
@@ -223,7 +255,7 @@ class Operations(Tape):
         """Rows of the table by token; its gradient is a whole table."""
         out = self.new(numel, weight.width)
         size = weight.numel * weight.width
-        return self.link(out, [weight], lambda grad: [(weight, self.block(size), size)])
+        return self.link(out, [weight], lambda grad: [(weight, self.gradient_of(weight), size)])
 
     def split(self, x: Value, sizes: Sequence[int]) -> list[Value]:
         """Parts of `sizes` numbers, views; the gradient is put together when all parts have theirs."""

@@ -17,24 +17,24 @@ from typing import Literal
 
 
 class Ledger:
-    """Live bytes by kind, and for every moment the most there were (`peaks`: total, and the kinds it consisted of)."""
+    """Live bytes by kind. `peaks` has, for every moment, those at which most was live.
+
+    A moment is a direction (forward, backward, step) and a place in the program.
+    """
 
     def __init__(self) -> None:
-        self.kind, self.moment = "activations", ""
+        self.kind, self.direction, self.place = "activations", "forward", ""
         self.live: Counter[str] = Counter()
-        self.total = self.top = 0
-        self.peaks: dict[str, tuple[int, dict[str, int]]] = {}
+        self.total = self._top = 0
+        self._tops: dict[tuple[str, str], int] = {}
+        self.peaks: dict[tuple[str, str], dict[str, int]] = {}
 
-    @contextmanager
-    def during(self, moment: str) -> Iterator[None]:
-        outer, self.moment = self.moment, moment
-        self.top = self.peaks.get(moment, (-1, {}))[0]
+    def at(self, place: str, direction: str | None = None) -> None:
+        """What follows happens there."""
+        self._tops[self.direction, self.place] = self._top
+        self.place, self.direction = place, direction or self.direction
+        self._top = self._tops.get((self.direction, place), -1)
         self._compare()
-        try:
-            yield
-        finally:
-            self.moment = outer
-            self.top = self.peaks.get(outer, (-1, {}))[0]
 
     @contextmanager
     def kept_as(self, kind: str) -> Iterator[None]:
@@ -48,13 +48,16 @@ class Ledger:
     def add(self, kind: str, nbytes: int) -> None:
         self.live[kind] += nbytes
         self.total += nbytes
-        if self.total > self.top:
-            self._compare()
+        self._compare()
+
+    def remove(self, kind: str, nbytes: int) -> None:
+        self.live[kind] -= nbytes
+        self.total -= nbytes
 
     def _compare(self) -> None:
-        if self.total > self.top:
-            self.top = self.total
-            self.peaks[self.moment] = (self.total, dict(self.live))
+        if self.total > self._top:
+            self._top = self.total
+            self.peaks[self.direction, self.place] = dict(self.live)
 
 
 class Block:
@@ -62,17 +65,16 @@ class Block:
 
     __slots__ = ("kind", "ledger", "nbytes")
 
-    def __init__(self, ledger: Ledger, nbytes: int) -> None:
-        self.ledger, self.nbytes, self.kind = ledger, nbytes, ledger.kind
+    def __init__(self, ledger: Ledger, nbytes: int, kind: str | None = None) -> None:
+        self.ledger, self.nbytes, self.kind = ledger, nbytes, kind or ledger.kind
         ledger.add(self.kind, nbytes)
 
     def __del__(self) -> None:
-        self.ledger.live[self.kind] -= self.nbytes
-        self.ledger.total -= self.nbytes
+        self.ledger.remove(self.kind, self.nbytes)
 
 
 class Parameter:
-    """A parameter: itself resident and not counted here; its gradient is. `trained`: whether it has one."""
+    """A weight: itself resident and not counted here; its gradient is. `trained`: whether it has one."""
 
     __slots__ = ("arrived", "grad", "numel", "trained", "waiting", "width")
 
@@ -99,15 +101,16 @@ class Value:
 
 Gradient = tuple["Node | Parameter | None", Block | None, int]
 """Whose gradient, the memory it is in, and the bytes it is summed to where the operand was broadcast."""
+Backward = Callable[[Block], Sequence[Gradient]]
 
 
 class Node:
     """An operation to go back through. `backward` holds what was saved, and is dropped when it has run."""
 
-    __slots__ = ("backward", "kind", "number")
+    __slots__ = ("backward", "kind", "number", "place")
 
-    def __init__(self, number: int, kind: str, backward: Callable[[Block], Sequence[Gradient]]) -> None:
-        self.number, self.kind, self.backward = number, kind, backward
+    def __init__(self, number: int, ledger: Ledger, backward: Backward) -> None:
+        self.number, self.kind, self.place, self.backward = number, ledger.kind, ledger.place, backward
 
 
 Mode = Literal["record", "hollow", "again", "off"]
@@ -115,13 +118,16 @@ Mode = Literal["record", "hollow", "again", "off"]
 
 
 class Tape:
-    """`in_place`: gradients that meet are added in place, as torch does (not while a dispatch mode watches it)."""
+    """`in_place`: gradients that meet are added in place, as torch does (not while a dispatch mode watches it).
 
-    def __init__(self, *, in_place: bool = True, on_gradient: Callable[[Parameter, Block], None] | None = None) -> None:
+    `on_gradient` is given the gradient of each parameter when it is complete.
+    """
+
+    def __init__(self, *, in_place: bool = True) -> None:
         self.ledger = Ledger()
         self.in_place = in_place
-        self.mode: Mode = "record"
-        self._on_gradient = on_gradient
+        self.mode: Mode = "off"
+        self.on_gradient: Callable[[Parameter, Block], None] = lambda parameter, block: None
         self._nodes = self._saves = 0
         self._stop_after: int | None = None
         self._uses: Counter[Parameter] = Counter()
@@ -132,19 +138,20 @@ class Tape:
         return Value(numel, width, self.block(numel * width))
 
     def block(self, nbytes: int) -> Block:
-        muted = self._stop_after is not None and self._saves >= self._stop_after
-        return Block(self.ledger, 0 if muted else nbytes)
+        stopped = self._stop_after is not None and self._saves >= self._stop_after
+        return Block(self.ledger, 0 if stopped else nbytes)
 
-    def save(self, value: Value) -> Block | None:
-        """What autograd keeps of a value, for the closure of a `backward`."""
+    def gradient_of(self, parameter: Parameter) -> Block:
+        return Block(self.ledger, parameter.numel * parameter.width, "gradients")
+
+    def save(self, value: Value | None) -> Block | None:
+        """What autograd keeps of a value, for the closure of a `backward` (None: of a parameter, which is there)."""
         if self.mode == "off":
             return None
         self._saves += 1
-        return None if self.mode == "hollow" else value.block
+        return None if self.mode == "hollow" or value is None else value.block
 
-    def link(
-        self, out: Value, operands: Sequence[Value | Parameter], backward: Callable[[Block], Sequence[Gradient]]
-    ) -> Value:
+    def link(self, out: Value, operands: Sequence[Value | Parameter], backward: Backward) -> Value:
         """Make `out` the result of an operation on these operands; it needs a gradient if one of them does."""
         out.need = self.mode != "off" and any(_needs(operand) for operand in operands)
         if not out.need:
@@ -152,73 +159,79 @@ class Tape:
         if self.mode != "again":
             self._uses.update(o for o in operands if isinstance(o, Parameter) and o.trained)
         if self.mode != "hollow":
-            self._nodes += 1
-            out.node = Node(self._nodes, self.ledger.kind, backward)
+            out.node = self._node(backward)
         return out
+
+    def _node(self, backward: Backward) -> Node:
+        self._nodes += 1
+        return Node(self._nodes, self.ledger, backward)
 
     # -- backward
 
-    def backward(self, root: Value, grad: Block) -> None:
+    def backward(self, root: Value) -> None:
         assert root.node is not None, "there is nothing to go back through"
-        outer, self.mode = self.mode, "off"
-        self._run(root.node, grad)
-        self.mode = outer
+        outer, self.mode, self.ledger.direction = self.mode, "off", "backward"
+        self._run(root.node, self.block(0))
+        self.mode, self.ledger.direction = outer, "forward"
+        self._uses.clear()
 
     def _run(self, root: Node, grad: Block) -> None:
+        """As torch's engine: the latest operation first, each when all gradients of its result have met."""
         waiting: dict[Node, Block] = {root: grad}
         del grad
-        queue = [(-root.number, id(root), root)]
+        queue = [(-root.number, root)]
         while queue:
-            node = heappop(queue)[2]
+            node = heappop(queue)[1]
+            if node.place != self.ledger.place:
+                self.ledger.at(node.place)
             with self.ledger.kept_as(node.kind):
                 gradients = list(node.backward(waiting.pop(node)))
                 node.backward = _done
-                # Broadcast operands first get their own size back, then every gradient goes where it belongs.
-                for i, (target, block, size) in enumerate(gradients):
-                    if block is not None and block.nbytes > size:
-                        gradients[i] = (target, Block(self.ledger, size), size)
-                block = None
-                gradients.reverse()
-                arrivals: list[tuple[Parameter, Block]] = []
-                while gradients:
-                    target, block, _ = gradients.pop()
-                    if block is None or target is None:
-                        continue
-                    if isinstance(target, Parameter):
-                        arrivals.append((target, block))
-                    elif target in waiting:
-                        waiting[target] = self._sum(waiting.pop(target), block)
-                    else:
-                        waiting[target] = block
-                        heappush(queue, (-target.number, id(target), target))
-                    block = None
-                while arrivals:
-                    self._arrive(*arrivals.pop(0))
+                for fresh in self._hand_out(gradients, waiting):
+                    heappush(queue, (-fresh.number, fresh))
+
+    def _hand_out(self, gradients: list[Gradient], waiting: dict[Node, Block]) -> Iterator[Node]:
+        """Broadcast operands get their own size back, then every gradient goes to its operation or parameter."""
+        for i, (target, block, size) in enumerate(gradients):
+            if block is not None and block.nbytes > size:
+                gradients[i] = (target, Block(self.ledger, size), size)
+        block = None
+        gradients.reverse()
+        arrivals: list[tuple[Parameter, Block]] = []
+        while gradients:
+            target, block, _ = gradients.pop()
+            if block is None or target is None:
+                continue
+            if isinstance(target, Parameter):
+                arrivals.append((target, block))
+            elif target in waiting:
+                held = waiting.pop(target)
+                waiting[target] = self._sum(held, block)
+                del held
+            else:
+                waiting[target] = block
+                yield target
+            block = None
+        while arrivals:
+            self._arrive(*arrivals.pop(0))
 
     def _sum(self, held: Block, arrived: Block) -> Block:
-        if self.in_place and sys.getrefcount(held) <= 3:
+        if self.in_place and sys.getrefcount(held) <= _ALONE:
             return held
-        return Block(self.ledger, held.nbytes)
+        return Block(self.ledger, held.nbytes, held.kind)
 
-    def _arrive(self, weight: Parameter, block: Block) -> None:
+    def _arrive(self, parameter: Parameter, block: Block) -> None:
         """A parameter's gradient is there when all its uses have added to it."""
-        weight.arrived += 1
-        if weight.waiting is not None:
-            held, weight.waiting = weight.waiting, None
+        parameter.arrived += 1
+        if parameter.waiting is not None:
+            held, parameter.waiting = parameter.waiting, None
             block = self._sum(held, block)
             del held
-        if weight.arrived < self._uses[weight]:
-            weight.waiting = block
+        if parameter.arrived < self._uses[parameter]:
+            parameter.waiting = block
             return
-        weight.arrived = 0
-        if self._on_gradient is not None:
-            self._on_gradient(weight, block)
-        elif weight.grad is None:
-            weight.grad = block
-
-    def step_done(self) -> None:
-        """Forget the uses of a forward pass that has been gone back through."""
-        self._uses.clear()
+        parameter.arrived = 0
+        self.on_gradient(parameter, block)
 
     # -- checkpointing
 
@@ -243,31 +256,38 @@ class Tape:
         def backward(grad: Block) -> Sequence[Gradient]:
             box = [grad]
             if not reentrant:
-                del grad
+                del grad  # the re-entrant form's own arguments hold it to the end
             return self._replay(program, kept, target, box, None if reentrant else saves)
 
-        self._nodes += 1
-        out.node = Node(self._nodes, self.ledger.kind, backward)
+        out.node = self._node(backward)
         return out
 
     def _replay(
         self, program: Callable[[Value], Value], kept: Value, target: Node | None, box: list[Block], stop: int | None
     ) -> Sequence[Gradient]:
         caught: list[Block] = []
-        self._nodes += 1
+
+        def catch(grad: Block) -> Sequence[Gradient]:
+            caught.append(grad)
+            return ()
+
         source = Value(kept.numel, kept.width, kept.block, kept.need)
-        source.node = Node(self._nodes, self.ledger.kind, lambda grad: caught.append(grad) or ())  # type: ignore[func-returns-value]
-        outer_uses, outer_saves = self._uses, self._saves
+        source.node = self._node(catch)
+        uses, saves = self._uses, self._saves
         if stop is None:
             self.mode, self._uses = "record", Counter()
         else:
             self.mode, self._saves, self._stop_after = "again", 0, stop
         out = program(source)
-        self.mode, self._saves, self._stop_after = "off", outer_saves, None
+        self.mode, self._saves, self._stop_after = "off", saves, None
         assert out.node is not None
         self._run(out.node, box.pop())
-        self._uses = outer_uses
+        self._uses = uses
         return [(target, block, block.nbytes) for block in caught]
+
+
+_ALONE = 3
+"""References to a block in `_sum` if nobody else holds it: the caller's, its own, and getrefcount's."""
 
 
 def _needs(operand: Value | Parameter) -> bool:
