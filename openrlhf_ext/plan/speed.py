@@ -58,8 +58,14 @@ CORE_FLOPS = {"fp32": 115e9, "amx_bf16": 500e9, "avx512_bf16": 230e9, "bf16": 25
 of a Xeon of 2.5 GHz with AVX-512 (111 to 123e9, and 25e9); the others are what such instructions would make of it."""
 CORE_MEMORY = 10e9
 """Bytes/s of one core, read and written: measured on the same."""
-CPU_EFFICIENCY = 0.5
-"""Of those figures, which are those of large matrices: small ones, and everything else, take as long again."""
+CPU_EFFICIENCY = 0.25
+"""Of those figures, which are those of large matrices. Updates of a model of 10e6 parameters reach 0.2 to
+0.4 of them (computed from the times in docs/benchmarks.md)."""
+LAYER_LAUNCH = 150e-6
+"""Seconds in which a GPU is told to run one layer forward or backward, kernel by kernel: no pass is shorter."""
+ENGINE_STEP = 2e-3
+"""Seconds between two steps of an engine on a GPU: scheduling, sampling, what comes of it. With the share below 1 of
+both it is about twice as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +256,8 @@ class _Work:
         steps = max(longest, requests * answer / together)
         read = steps * memory.weights + requests * answer * (prompt + answer / 2) * token
         flops = forward_flops(model, requests, answer, answer) / parts
-        return prefill + max(read / at.memory, flops / at.flops)
+        between = steps * ENGINE_STEP if self.setup.hardware.on_gpu else 0.0
+        return prefill + max(read / at.memory, flops / at.flops) + between
 
     # --- one model --------------------------------------------------------------------------
 
@@ -262,7 +269,8 @@ class _Work:
         count = self._micro_batches(run, sequences, length, backward=False)
         compute = forward_flops(run, sequences / run.ranks, length, selected) / at.flops
         gathered = self._gathered(run) / (at.host if run.param_offload else at.link)
-        return max(compute, count * self._read(run) / at.memory, count * gathered)
+        least = max(self._read(run) / at.memory, self._launch(run), gathered)
+        return max(compute, count * least)
 
     def update(self, run: ModelRun, sequences: float, length: float, steps: int) -> float:
         """Micro-batches, the reduction of gradients, and so many optimizer steps."""
@@ -270,7 +278,10 @@ class _Work:
         count = self._micro_batches(run, sequences / steps, length, backward=True) * steps
         compute = train_flops(run, sequences / run.ranks, length, selected) / at.flops
         passes = 2 + run.gradient_checkpointing
-        passed = max(compute, count * passes * self._read(run) / at.memory, count * 2 * self._gathered(run) / at.link)
+        least = max(
+            passes * self._read(run) / at.memory, (passes + 1) * self._launch(run), 2 * self._gathered(run) / at.link
+        )
+        passed = max(compute, count * least)
         return passed + self._reduced(run, count, steps) / at.link + steps * self._optimizer(run, at)
 
     def _selected(self, run: ModelRun, length: float) -> float:
@@ -287,6 +298,9 @@ class _Work:
         return max(
             math.ceil(by_rows if of.tokens <= of.rows * of.length else sequences * length / run.ranks / of.tokens), 1
         )
+
+    def _launch(self, run: ModelRun) -> float:
+        return run.shape.layers * LAYER_LAUNCH if self.setup.hardware.on_gpu else 0.0
 
     def _read(self, run: ModelRun) -> float:
         """Bytes of weights that one pass reads; 4-bit ones are written out in 16 bits and read again."""

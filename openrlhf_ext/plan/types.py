@@ -200,8 +200,9 @@ class Hardware:
 class DataSize:
     """How many rows there are, and tokens in them (prompt and response together, cut at data.max_len).
 
-    Tokens are those of one sequence: a pair of PM or DPO has two. `max_tokens` is the longest that may come. `how` says where the figures are from: `given`, `estimated` from a
-    sample by bytes, `counted` by the tokenizer, or `unknown` (rows None).
+    Tokens are those of one sequence: a pair of PM or DPO has two. `max_tokens` is the longest that may come. `how` says
+    where the figures are from: `given`, `estimated` from a sample by bytes, `counted` by the tokenizer, or `unknown`
+    (rows None).
     """
 
     rows: int | None

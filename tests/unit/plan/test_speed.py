@@ -73,7 +73,7 @@ def test_flops_are_those_that_torch_counts(batch: int, length: int) -> None:
     backward = _by_kind(counter)
     half = attention_flops(shape, batch, length)
     assert forward["matrices"] == forward_flops(run, batch, length, length) - half
-    assert forward["attention"] == pytest.approx(2 * half, rel=1e-3)  # and the angles of positions
+    assert forward["attention"] == pytest.approx(2 * half, rel=2e-3)  # and the angles of positions
     head = 2 * batch * length * shape.hidden * shape.vocab  # our chunks of it are run once more
     assert forward["matrices"] + backward["matrices"] == train_flops(run, batch, length, length) - 3 * half - head
 
