@@ -29,7 +29,7 @@ def test_a_line_that_was_cut_off_is_computed_again(tmp_path):
 
 def test_another_file_of_that_name_is_refused(tmp_path):
     (tmp_path / "m.jsonl").write_text("reward: 3\n")
-    with pytest.raises(DataError, match="not a cache of reference log-probs.*--ref.cache_dir"):
+    with pytest.raises(DataError, match=r"not a cache of reference log-probs.*--ref.cache_dir"):
         ReferenceCache(tmp_path, "m")
 
 
