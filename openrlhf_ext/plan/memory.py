@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
 
-from openrlhf_ext.plan.engines import bucket_terms, engine_memory, engine_terms, misfit
-from openrlhf_ext.plan.processes import driver_terms, fragmentation, process_terms
+from openrlhf_ext.plan.engines import EVER, bucket_terms, engine_memory, engine_terms, misfit
+from openrlhf_ext.plan.moments import transient_terms
+from openrlhf_ext.plan.parameters import adapter_parameters
+from openrlhf_ext.plan.processes import driver_terms, fragmentation, kept_by_torch, process_terms
+from openrlhf_ext.plan.setup_supervised import reference_strategy
 from openrlhf_ext.plan.states import state_terms
-from openrlhf_ext.plan.types import Memory, ModelRun, Phase, PhasePeak, Role, Setup, Term
-
-
-def _optional(module: str, name: str) -> Callable[[ModelRun], list[Term]]:
-    if importlib.util.find_spec(module) is None:
-        return lambda run: []
-    found: Any = getattr(importlib.import_module(module), name)
-    return found
-
-
-transient_terms = _optional("openrlhf_ext.plan.moments", "transient_terms")
+from openrlhf_ext.plan.types import BYTES, Memory, ModelRun, Phase, PhasePeak, Role, Setup, Term
 
 PHASES: dict[str, tuple[Phase, ...]] = {
     "rl": ("load", "generate", "score", "train", "publish", "save"),
@@ -37,8 +27,9 @@ def memory_of(setup: Setup) -> Memory:
     Raises nothing: what does not fit is told by `Memory.fits` and `Memory.misfits`.
     """
     hardware = setup.hardware
-    terms = _on_a_machine(setup, [*_model_terms(setup), *_engine_terms(setup), *process_terms(setup)])
     phases = PHASES[setup.command]
+    own = [*_model_terms(setup), *_engine_terms(setup)]
+    terms = _on_a_machine(setup, [*own, *kept_by_torch(setup, own), *process_terms(setup)])
     terms = [replace(term, phases=term.phases.intersection(phases)) for term in (*terms, *driver_terms(setup))]
     terms = [term for term in terms if term.bytes and term.phases]
     peaks = []
@@ -63,11 +54,38 @@ def memory_of(setup: Setup) -> Memory:
 
 def _model_terms(setup: Setup) -> Iterator[Term]:
     for run in setup.models:
-        yield from state_terms(run)
-        transient = [replace(term, phases=term.phases & run.awake) for term in transient_terms(run)]
+        transient = _transient(setup, run)
+        yield from (*state_terms(run), *transient)
         if setup.hardware.on_gpu:
-            transient += fragmentation(run.role, run.pool, transient)
-        yield from transient
+            yield from fragmentation(run.role, run.pool, transient)
+    if setup.command == "dpo" and reference_strategy(setup.config) == "adapter":
+        run = setup.models[0]
+        assert run.lora is not None, "a frozen copy of adapters is one of adapters"
+        copy = sum(weight.numel for weight in adapter_parameters(run.shape, run.lora, run.kind)) * BYTES[run.dtype]
+        yield Term("reference", "adapters", copy, "gpu", run.pool, EVER)
+
+
+def _transient(setup: Setup, run: ModelRun) -> list[Term]:
+    """What a model's computing takes while it computes.
+
+    A frozen model gives it back after each answer (`cluster.train_worker`). Beside roles that sleep it answers while
+    they have reserved no more than their own answers took, and that is less than when they train.
+    """
+    terms = [replace(term, phases=term.phases & run.awake) for term in transient_terms(run)]
+    trained = [other for other in setup.models if other.pool == run.pool and other.trainable]
+    if setup.command == "rl" and not run.trainable and trained and all(other.sleeps for other in trained):
+        answering = _bytes(terms) + sum(_bytes(_asked(other)) for other in trained)
+        if answering <= sum(_bytes(transient_terms(other)) for other in trained):
+            return [replace(term, phases=term.phases - {"train"}) for term in terms]
+    return terms
+
+
+def _asked(run: ModelRun) -> list[Term]:
+    return transient_terms(replace(run, passes=tuple(one for one in run.passes if not one.backward)))
+
+
+def _bytes(terms: Iterable[Term]) -> int:
+    return sum(term.bytes for term in terms if "train" in term.phases)
 
 
 def _engine_terms(setup: Setup) -> Iterator[Term]:

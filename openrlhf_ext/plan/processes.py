@@ -72,7 +72,7 @@ def with_process(setup: Setup) -> list[ModelRun]:
 
 def _on_host(setup: Setup) -> Iterator[Term]:
     cuda = CUDA_HOST if setup.hardware.on_gpu else 0
-    alone = setup.command != "rl"
+    alone = in_one_process(setup)
     for run in with_process(setup):
         size = SUPERVISED if alone else WORKER
         yield Term(run.role, "Python and libraries", size + cuda, "host", run.pool, EVER)
@@ -80,33 +80,61 @@ def _on_host(setup: Setup) -> Iterator[Term]:
         yield Term(engine.role, "Python and libraries", ENGINE + cuda, "host", engine.pool, EVER)
 
 
+def in_one_process(setup: Setup) -> bool:
+    """A supervised command on one rank needs neither workers nor Ray."""
+    return setup.command != "rl" and sum(setup.pools.values()) == 1
+
+
 def driver_terms(setup: Setup) -> list[Term]:
-    """The processes of rl that are there once: the driver with its rollouts, Ray's own, the reward's."""
-    if setup.command != "rl":
+    """The processes that are there once: the driver, with its rollouts in rl, Ray's own, the reward's."""
+    if in_one_process(setup):
         return []
+    parts = [("Python and libraries", DRIVER), ("Ray", RAY), *_rewards_and_rollouts(setup)]
+    return [Term("driver", name, size, "host", "", EVER) for name, size in parts]
+
+
+def _rewards_and_rollouts(setup: Setup) -> Iterator[tuple[str, int]]:
+    if setup.command != "rl":
+        return
     config = setup.config
     sources = [part.strip() for part in (config.reward.remote_url or "").split(",") if part.strip()]
     files = sum(not source.startswith(("http://", "https://")) for source in sources)
     prompts = max(config.rollout.vllm_generate_batch_size or 0, config.rollout.batch_size)
     ahead = config.train.async_queue_size if config.train.async_enable else 0
     rollouts = prompts * config.rollout.n_samples_per_prompt * (1 + ahead)
-    parts = [
-        ("Python and libraries", DRIVER),
-        ("Ray", RAY),
-        ("reward processes", REWARD * files),
-        ("rollouts", rollouts * setup.engines[0].tokens_each * TOKEN_IN_DRIVER),
-    ]
-    return [Term("driver", name, size, "host", "", EVER) for name, size in parts]
+    yield "reward processes", REWARD * files
+    yield "rollouts", rollouts * setup.engines[0].tokens_each * TOKEN_IN_DRIVER
 
 
-def fragmentation(role: Role, pool: str, transient: Iterable[Term]) -> list[Term]:
+def kept_by_torch(setup: Setup, terms: Iterable[Term]) -> Iterator[Term]:
+    """What a process in training holds on its GPU between its peaks, where other processes want the same GPU.
+
+    torch keeps what it has reserved. A model gives it back when it falls asleep, a frozen one after each answer
+    (`cluster.train_worker`).
+    """
+    if setup.command != "rl" or not setup.hardware.on_gpu:
+        return
+    terms = list(terms)
+    for run in setup.models:
+        if run.trainable and not run.sleeps:
+            live = _by_phase(term for term in terms if term.role == run.role)
+            most = max(live.values(), default=0)
+            for phase in sorted(EVER - {"load"}):
+                rest = most - live.get(phase, 0)
+                yield Term(run.role, "kept by torch's allocator", rest, "gpu", run.pool, frozenset({phase}))
+
+
+def fragmentation(role: Role, pool: str, transient: Iterable[Term]) -> Iterator[Term]:
     """What torch has reserved and cannot give out again, as a share of what comes and goes in each phase."""
+    for phase, size in _by_phase(transient).items():
+        name = "allocator rounding and fragmentation"
+        yield Term(role, name, int(size * FRAGMENTATION), "gpu", pool, frozenset({phase}))
+
+
+def _by_phase(terms: Iterable[Term]) -> dict[Phase, int]:
+    """Bytes on a GPU."""
     sizes: dict[Phase, int] = {}
-    for term in transient:
+    for term in terms:
         for phase in term.phases if term.where == "gpu" else ():
             sizes[phase] = sizes.get(phase, 0) + term.bytes
-    phases: dict[int, set[Phase]] = {}
-    for phase, size in sizes.items():
-        phases.setdefault(int(size * FRAGMENTATION), set()).add(phase)
-    name = "allocator rounding and fragmentation"
-    return [Term(role, name, size, "gpu", pool, frozenset(where)) for size, where in phases.items()]
+    return sizes
