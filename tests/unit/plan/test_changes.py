@@ -52,7 +52,7 @@ CASES = [
     (
         "rm",
         "--model.model_name_or_path Qwen/Qwen3-8B --model.num_gpus_per_node 4 --ds.zero_stage 1",
-        80.0,
+        48.0,
         {"count": 4},
     ),
     ("sft", "--model.model_name_or_path Qwen/Qwen3-0.6B --data.max_len 32768", 24.0, {}),

@@ -38,14 +38,14 @@ def runs(draw):
         "ds.logprob_chunk_size": draw(st.sampled_from((256, 1024))),
         "ds.lora.rank": rank,
         "ds.load_in_4bit": bool(rank) and draw(st.booleans()),
-        "train.batch_size": 64,
+        "train.batch_size": 256,
         "train.micro_batch_size": draw(st.sampled_from((1, 2, 4))),
         "data.max_len": draw(st.sampled_from((512, 2048))),
     }
     if command == "rl":
         share = draw(st.booleans())
         values |= {
-            "rollout.batch_size": 64,
+            "rollout.batch_size": 256,
             "algo.advantage.estimator": draw(st.sampled_from(("gae", "reinforce"))),
             "train.colocate_all": share,
             "vllm.enable_sleep": share and draw(st.booleans()),
@@ -84,6 +84,7 @@ def test_more_host_memory_keeps_what_fits(run, gigabytes, more):
 @SLOW
 @given(runs())
 def test_a_larger_micro_batch_never_lowers_the_peak(run):
+    """As long as there are several in a step: the only one has no gradients to be added to."""
     command, config, explicit = run
     larger = replaced(config, {"train.micro_batch_size": 2 * config.train.micro_batch_size})
     assume(not [item for item in broken_rules(larger, explicit) if not item.plannable])
