@@ -17,7 +17,7 @@ def check_on_hub(name: str, kind: Literal["dataset", "model"]) -> None:
     With HF_HUB_OFFLINE set nothing is asked: the libraries then look into the local cache only.
     """
     import httpx
-    import huggingface_hub
+    import huggingface_hub.constants
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
     if huggingface_hub.constants.HF_HUB_OFFLINE:

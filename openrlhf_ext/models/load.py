@@ -26,6 +26,8 @@ def load_config(path: str) -> PreTrainedConfig:
         if path.startswith(("/", ".", "~")) or not HUB_NAME.fullmatch(path):
             raise DataError(f"{path} does not exist: give a folder with config.json and *.safetensors, or a hub name.")
         check_on_hub(path, "model")
+    elif (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise DataError(f"{path} holds adapters without their base: give the folder of a whole model, or merge them.")
     elif not (folder / "config.json").is_file():
         raise DataError(f"{path} has no config.json: give the folder of a Hugging Face model.")
     try:

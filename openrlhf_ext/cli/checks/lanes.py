@@ -15,11 +15,11 @@ from openrlhf_ext.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """`find` yields what it finds of one area of a set-up, for `limit_s` seconds at most."""
+    """`find` yields what it finds of one area of a set-up, and has `part` of the time that all checks have."""
 
     area: str
     find: Callable[[Subject], Iterable[Finding]]
-    limit_s: float
+    part: float
 
 
 _running = threading.local()
@@ -76,8 +76,10 @@ class _Result:
     def found(self) -> list[Finding]:
         findings = list(self.findings)
         if self.late:
-            text = f"not done after {self.seconds:.1f} s, and left at that"
-            remedy = "check again when the machine is less busy, or go on without it."
+            text = (
+                f"not done after {self.seconds:.1f} s, and left at that" if self.thread else "there was no time for it"
+            )
+            remedy = "check again when the machine is less busy, or with a larger --limit_s."
             findings.append(warning(self.check.area, text, remedy))
         return findings
 
@@ -101,7 +103,9 @@ class _Result:
 
 def _run_lane(lane: Sequence[_Result], subject: Subject, deadline: float) -> None:
     for result in lane:
-        result.run(subject, min(result.check.limit_s, deadline - time.monotonic()))
+        left = deadline - time.monotonic()
+        if left > 0:
+            result.run(subject, min(result.check.part * subject.limit_s, left))
 
 
 class _Notes(logging.Handler):

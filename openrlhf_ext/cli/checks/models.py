@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openrlhf_ext.cli.checks.finding import Finding, of_error, ok, warning
+from openrlhf_ext.cli.checks.finding import Finding, of_error, ok
 from openrlhf_ext.cli.checks.subject import Subject
 from openrlhf_ext.errors import UserError
 
@@ -27,14 +27,14 @@ def find_models(subject: Subject) -> Iterator[Finding]:
             check_spec(spec)
         except UserError as raised:
             yield of_error(AREA, raised)
+            subject.broken_models.add(spec.path)
             continue
         if not Path(spec.path).is_dir():
             yield ok(AREA, f"{name} {spec.path}: the hub or its local cache has it")
             continue
         shapes = weight_shapes(spec.path)
-        subject.parameters[spec.path] = parameters = sum(math.prod(shape) for shape in shapes.values())
+        parameters = sum(math.prod(shape) for shape in shapes.values())
         yield ok(AREA, f"{name} {spec.path}: {parameters:,} parameters in {len(shapes)} tensors")
-        yield from _positions(subject, name, spec.path)
 
 
 def specs_of(subject: Subject) -> list[tuple[str, ModelSpec]]:
@@ -66,16 +66,3 @@ def weight_shapes(path: str) -> dict[str, tuple[int, ...]]:
         with safe_open(file, framework="numpy") as weights:
             shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
     return shapes
-
-
-def _positions(subject: Subject, name: str, path: str) -> Iterator[Finding]:
-    from openrlhf_ext.models.load import load_config
-
-    longest = subject.config.data.max_len
-    positions = getattr(load_config(path).get_text_config(), "max_position_embeddings", None)
-    if positions is not None and longest > positions and name != "reward model":
-        yield warning(
-            AREA,
-            f"--data.max_len {longest} is more than the {positions} positions that {name} {path} was trained for",
-            f"give --data.max_len {positions} or less.",
-        )

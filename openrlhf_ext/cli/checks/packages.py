@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -15,6 +16,18 @@ AREA = "packages"
 OURS = "openrlhf-ext"
 WITHOUT_BOUNDS = ("torch", "transformers", "deepspeed", "peft", "accelerate", "datasets", "safetensors")
 """What is looked for where this package is not installed but only on the path, and so has no bounds."""
+
+
+def find_imports(subject: Subject) -> Iterator[Finding]:
+    """Import what the other checks use, which takes most of the time and must be done by one thread alone: two that
+    import transformers at the same time may find it half there."""
+    wanted = ["cli.specs", "models.build", "data.preferences", "cli.preflight"]
+    wanted += ["cli.rl_roles", "cli.rl_setup"] if subject.command == "rl" else ["cli.sft_run"]
+    for name in wanted:
+        try:
+            importlib.import_module(f"openrlhf_ext.{name}")
+        except ImportError as broken:
+            yield error(AREA, f"openrlhf_ext.{name} cannot be imported ({broken})", "install from the lock file anew.")
 
 
 def find_packages(subject: Subject) -> Iterator[Finding]:

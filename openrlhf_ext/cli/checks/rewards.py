@@ -1,7 +1,6 @@
 """Reward files and servers, each called once on the first prompts.
 
-What is needed is imported with this module, before any thread starts: two threads that import transformers at the
-same time may find it half there.
+What is needed is imported with this module, before any thread starts (see `packages.find_imports`).
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from openrlhf_ext.rewards.load import RewardSettings, load_reward
 
 AREA = "reward"
 SENT = '{"query": [...], "prompts": [...], "labels": [...]}, and answers {"rewards": [...]}'
-LOAD_S, CALL_S, PROMPTS_S = 8.0, 5.0, 9.0
-"""What a source gets here, however much more it has in the run; and how long to wait for the first prompts."""
+LOAD, CALL, PROMPTS = 0.6, 0.4, 0.6
+"""Parts of the time of all checks: to be imported, to answer a call, to wait for the first prompts."""
 
 
 def find_rewards(subject: Subject) -> Iterator[Finding]:
@@ -33,7 +32,8 @@ def find_rewards(subject: Subject) -> Iterator[Finding]:
         if weight == 0:
             yield warning(AREA, f"{source} has the weight 0 and never counts", "leave it out, or weigh it.")
         settings = replace(reward_settings(config), weights=())
-        short = replace(settings, timeout_s=min(settings.timeout_s, CALL_S), load_timeout_s=LOAD_S)
+        short = replace(settings, timeout_s=min(settings.timeout_s, CALL * subject.limit_s))
+        short = replace(short, load_timeout_s=min(short.load_timeout_s, LOAD * subject.limit_s))
         try:
             yield from _trial(subject, source, short)
         except RewardError as raised:
@@ -45,7 +45,7 @@ def find_rewards(subject: Subject) -> Iterator[Finding]:
 def _trial(subject: Subject, source: str, settings: RewardSettings) -> Iterator[Finding]:
     with load_reward([source], settings) as reward:
         reward.start()  # while the first prompts are on their way
-        prompts = subject.wait_for_prompts(PROMPTS_S)
+        prompts = subject.wait_for_prompts(PROMPTS * subject.limit_s)
         reward.probe(prompts)
     what = "the first prompts" if prompts else "a made-up prompt"
     yield ok(AREA, f"{source} answered a trial call on {what} with numbers")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openrlhf_ext.cli.checks.finding import Finding, ok, warning
 from openrlhf_ext.cli.checks.subject import Subject
+from openrlhf_ext.data.tables import parse_probs
+from openrlhf_ext.plan.types import DataSize
 
 if TYPE_CHECKING:
     from openrlhf_ext.types import Prompt
@@ -84,6 +87,7 @@ def _prompts(subject: Subject, area: str, dataset: str, split: str, probs: str |
 
 def _steps(subject: Subject, prompts: Sequence[Prompt]) -> Iterator[Finding]:
     """How many steps there will be, by the run's own source of prompts, which refuses too few of them."""
+    from openrlhf_ext.cli.rl_setup import longest_answer
     from openrlhf_ext.data.source import PromptSource
 
     config = subject.config
@@ -91,7 +95,10 @@ def _steps(subject: Subject, prompts: Sequence[Prompt]) -> Iterator[Finding]:
     source = PromptSource(
         prompts, batch_size=batch, episodes=config.train.num_episodes, drop_last=config.data.drop_last
     )
-    subject.steps = source.total_steps
+    lengths = [len(prompt.token_ids) for prompt in prompts]
+    room, mean = config.data.max_len, sum(lengths) / len(lengths)
+    with_answer = min(mean + longest_answer(config), room)
+    subject.data = DataSize(len(prompts), with_answer, room, mean, how="counted")
     yield ok(AREA, f"{len(prompts)} prompts make {source.steps_per_epoch} rollout steps an episode")
     if len(prompts) < batch:
         yield warning(
@@ -138,59 +145,82 @@ def _beginning(subject: Subject, area: str, prompts: Sequence[Prompt]) -> Iterat
 
 
 def _supervised(subject: Subject, area: str, dataset: str, split: str, probs: str | None) -> Iterator[Finding]:
-    config = subject.config
-    limit, whole = _limit(dataset, config.data.max_samples)
-    if subject.command == "sft" and subject.has_tokenizer:
-        yield from _examples(subject, area, dataset, split, probs, limit, whole)
+    data = subject.config.data
+    limit, whole = _limit(dataset, data.max_samples)
+    if not subject.has_tokenizer:
+        if subject.command == "sft":
+            keys = {data.input_key: "--data.input_key", data.output_key: "--data.output_key"}
+        else:
+            keys = {key: f"--data.{name}" for name in PAIR_KEYS if (key := getattr(data, name))}
+        yield from _columns_alone(area, dataset, split, limit, keys)
         return
-    if subject.command == "sft":
-        keys = {config.data.input_key: "--data.input_key", config.data.output_key: "--data.output_key"}
-    else:
-        keys = {
-            config.data.prompt_key: "--data.prompt_key",
-            config.data.chosen_key: "--data.chosen_key",
-            config.data.rejected_key: "--data.rejected_key",
-        }
-    yield from _columns_alone(area, dataset, split, limit, keys)
+    load = _examples if subject.command == "sft" else _pairs
+    counts, lengths, shown = load(subject, dataset, split, probs, limit)
+    if area == AREA and whole:
+        mean = sum(lengths) / len(lengths)
+        rows = counts["rows"] - sum(count for name, count in counts.items() if name.startswith("dropped_"))
+        subject.data = DataSize(rows, mean, max(lengths), how="counted")
+    yield ok(area, f"{dataset}: {_seen(counts['rows'], whole)}, sequences of up to {max(lengths)} tokens")
+    for name, count in counts.items():
+        if count and name.startswith(("dropped_", "cut_", "truncated")):
+            what = name.removeprefix("dropped_").replace("_", " ")
+            remedy = LENGTH if name in _LENGTHS else "correct those rows, or leave them out."
+            yield warning(area, f"{count} of {counts['rows']} rows: {what}", remedy)
+    for length, texts in shown:
+        parts = [f"{what}{_cut(repr(subject.tokenizer.decode(ids)))}" for what, ids in texts]
+        yield ok(area, f"{length} tokens: {', '.join(parts)}")
 
 
-def _examples(
-    subject: Subject, area: str, dataset: str, split: str, probs: str | None, limit: int, whole: bool
-) -> Iterator[Finding]:
-    from dataclasses import replace
+Loaded = tuple[Mapping[str, int], list[int], list[tuple[int, list[tuple[str, list[int]]]]]]
+"""Counts, the length of every sequence, and the first rows: their length and tokens, part by part."""
 
+
+def _examples(subject: Subject, dataset: str, split: str, probs: str | None, limit: int) -> Loaded:
     from openrlhf_ext.cli.sft_run import sft_settings
     from openrlhf_ext.data.sft import load_sft
 
-    config, tokenizer = subject.config, subject.tokenizer
-    settings = replace(sft_settings(config, dataset, split, probs), max_samples=limit)
-    loaded = load_sft(settings, tokenizer)
-    counts = loaded.counts
-    if area == AREA and whole:
-        subject.steps = len(loaded.examples) // config.train.batch_size * config.train.max_epochs
-    yield ok(
-        area,
-        f"{dataset}: {_seen(counts['rows'], whole)}, {counts['tokens']} tokens, {counts['learned_tokens']} learned",
-    )
-    for name, remedy in _LEFT_OUT.items():
-        if counts.get(name):
-            what = name.removeprefix("dropped_").replace("_", " ")
-            yield warning(area, f"{counts[name]} of {counts['rows']} rows: {what}", remedy)
+    settings = replace(sft_settings(subject.config, dataset, split, probs), max_samples=limit)
+    loaded = load_sft(settings, subject.tokenizer)
+    shown = []
     for example in loaded.examples[:SHOWN]:
-        given = [token for token, learned in zip(example.token_ids, example.action_mask, strict=True) if not learned]
-        taught = [token for token, learned in zip(example.token_ids, example.action_mask, strict=True) if learned]
-        texts = [_cut(repr(tokenizer.decode(part, skip_special_tokens=False))) for part in (given, taught)]
-        yield ok(area, f"{len(example.token_ids)} tokens: {texts[0]}, learned: {texts[1]}")
+        tokens = list(zip(example.token_ids, example.action_mask, strict=True))
+        given, learned = ([token for token, mask in tokens if mask is part] for part in (False, True))
+        shown.append((len(tokens), [("", given), ("learned: ", learned)]))
+    return loaded.counts, [len(example.token_ids) for example in loaded.examples], shown
 
 
-_LEFT_OUT: Mapping[str, str] = {
-    "truncated": "raise --data.max_len: the end is cut off, and with it EOS.",
-    "dropped_overlong": "raise --data.max_len.",
-    "dropped_prompt_too_long": "raise --data.max_len: there is no room for any of the response.",
-    "dropped_empty_prompt": "fill the column of the prompt in, or leave those rows out.",
-    "dropped_empty_response": "fill the column of the response in, or leave those rows out.",
-    "dropped_eos_inside": "take the end-of-text token out of the responses.",
-}
+def _pairs(subject: Subject, dataset: str, split: str, probs: str | None, limit: int) -> Loaded:
+    from openrlhf_ext.data.preferences import PreferenceSettings, load_preferences
+
+    data = subject.config.data
+    margin = data.margin_key if subject.command == "rm" and subject.config.model.margin_loss_enable else None
+    settings = PreferenceSettings(
+        dataset=dataset,
+        probs=parse_probs(probs),
+        split=split,
+        prompt_key=data.prompt_key,
+        chosen_key=data.chosen_key,
+        rejected_key=data.rejected_key,
+        margin_key=margin,
+        input_template=data.input_template,
+        apply_chat_template=data.apply_chat_template,
+        max_samples=limit,
+        max_tokens=data.max_len,
+        seed=subject.config.train.seed,
+    )
+    loaded = load_preferences(settings, subject.tokenizer)
+    lengths = [len(side.token_ids) for pair in loaded.pairs for side in (pair.chosen, pair.rejected)]
+    shown = []
+    for pair in loaded.pairs[:SHOWN]:
+        parts = [("", list(pair.prompt_ids)), ("chosen: ", list(pair.chosen_ids))]
+        parts.append(("rejected: ", list(pair.rejected_ids)))
+        shown.append((sum(len(ids) for _, ids in parts), parts))
+    return loaded.counts, lengths, shown
+
+
+PAIR_KEYS = ("prompt_key", "chosen_key", "rejected_key")
+LENGTH = "raise --data.max_len, if the machine has room for it."
+_LENGTHS = ("truncated", "cut_prompts", "cut_responses", "dropped_overlong", "dropped_prompt_too_long")
 
 
 def _columns_alone(

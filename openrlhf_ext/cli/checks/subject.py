@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openrlhf_ext.config import Parsed
+from openrlhf_ext.plan.types import DataSize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,16 +25,18 @@ class Subject:
     """A command and its config. `flags_are_right` says that no rule is broken; else values may be anything.
 
     `device`, `tokenizer` and `prompts` are made by their own checks; to ask for one before, or where it could not
-    be made, raises NotThereError. `steps`: how many the run has, where that is known.
+    be made, raises NotThereError. `data`: its size, as far as the rows were counted.
+    `limit_s`: what all checks together have.
     """
 
-    def __init__(self, command: str, parsed: Parsed, *, flags_are_right: bool) -> None:
+    def __init__(self, command: str, parsed: Parsed, *, flags_are_right: bool, limit_s: float) -> None:
         self.command = command
         self.parsed = parsed
         self.flags_are_right = flags_are_right
-        self.steps: int | None = None
-        self.parameters: dict[str, int] = {}
-        """Of each model folder whose weights could be counted."""
+        self.limit_s = limit_s
+        self.data = DataSize(None, None, parsed.config.data.max_len)
+        self.broken_models: set[str] = set()
+        """Folders that their own check accused."""
         self._device: Device | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._prompts: Sequence[Prompt] = ()

@@ -17,14 +17,22 @@ AREA = "tokenizer"
 
 
 def find_tokenizer(subject: Subject) -> Iterator[Finding]:
+    from openrlhf_ext.cli.specs import model_path
     from openrlhf_ext.data.chat import check_chat_template
     from openrlhf_ext.data.tokenizer import load_tokenizer
 
     config, path = subject.config, subject.model
     if path is None or is_missing(path):
         raise NotThereError("a model")
+    if path in subject.broken_models:  # a hub name, which was asked for already
+        raise NotThereError("a model that can be had")
     template = getattr(config.data, "tokenizer_chat_template", None)
-    tokenizer = load_tokenizer(path, fast=not config.data.disable_fast_tokenizer, chat_template=template)
+    try:
+        tokenizer = load_tokenizer(path, fast=not config.data.disable_fast_tokenizer, chat_template=template)
+    except UserError:
+        if model_path(path) in subject.broken_models:
+            raise NotThereError("a model that can be read") from None  # it may be for the same reason
+        raise
     subject.tokenizer = tokenizer
     yield ok(
         AREA,
