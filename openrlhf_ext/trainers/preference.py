@@ -17,7 +17,6 @@ from openrlhf_ext.ops.preference_loss import (
     PairLoss,
     ScoreLossSettings,
     dpo_loss,
-    mean_over_pairs,
     pair_report,
     score_loss,
     summed_logprobs,
@@ -60,11 +59,12 @@ class DpoObjective:
             return output.logp_BA.sum() * 0.0, {}
         logp_B, tokens_B = summed_logprobs(output.logp_BA, micro.action_BA)
         reference_B, _ = summed_logprobs(micro.columns["ref_logp"], micro.action_BA)
-        pairs = dpo_loss(_pairs(logp_B), _pairs(reference_B), tokens_B[0::2], tokens_B[1::2], self.loss)
+        pairs = dpo_loss(pairs_of(logp_B), pairs_of(reference_B), tokens_B[0::2], tokens_B[1::2], self.loss)
         return _summed(pairs, denominators)
 
 
-def _pairs(logp_B: Tensor) -> PairLogprobs:
+def pairs_of(logp_B: Tensor) -> PairLogprobs:
+    """Of rows, chosen and rejected in turns."""
     return PairLogprobs(logp_B[0::2], logp_B[1::2])
 
 
