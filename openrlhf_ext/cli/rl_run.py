@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openrlhf_ext.cli.memory_report import as_result, gauges_of_driver, memory_log, say_peaks, shortage_explained
+from openrlhf_ext.cli.plan_data import longest_answer
+from openrlhf_ext.cli.preflight import preflight
 from openrlhf_ext.cli.rl_rewards import reward_settings, reward_sources
 from openrlhf_ext.cli.rl_roles import Schedule, model_specs, ray_settings, roles_spec
 from openrlhf_ext.cli.rl_setup import (
@@ -28,6 +31,7 @@ from openrlhf_ext.data.tokenizer import load_tokenizer
 from openrlhf_ext.device import choose_device
 from openrlhf_ext.evaluation.generation import evaluate_generation
 from openrlhf_ext.models.build import check_spec
+from openrlhf_ext.plan.types import DataSize
 from openrlhf_ext.ports import Generator, RewardFn
 from openrlhf_ext.rewards.load import load_reward
 from openrlhf_ext.track.metrics import read_metrics
@@ -53,6 +57,8 @@ def run(parsed: Parsed) -> int:
         check_spec(model)
     tokenizer = load_tokenizer(cfg.actor.model_name_or_path, fast=not cfg.data.disable_fast_tokenizer)
     data = _load_data(cfg, tokenizer)
+    planned = preflight("rl", parsed, device, _data_size(cfg, data))
+    parsed, cfg, memory = planned.parsed, planned.parsed.config, memory_log(planned)
     settings = rl_settings(cfg, tokenizer)
     spec = roles_spec(parsed, device, _schedule(len(data.prompts), cfg, settings))
     console.print(_announcement(cfg, data, settings, device.kind), soft_wrap=True)
@@ -61,11 +67,14 @@ def run(parsed: Parsed) -> int:
     write_config(cfg, cfg.ckpt)
     rollouts = Path(cfg.logger.rollout_dir) if cfg.logger.rollout_dir else output / "rollouts"
     scored_by = reward_model(cfg, tokenizer)
-    with load_reward(reward_sources(cfg), reward_settings(cfg), tokenizer, scored_by) as reward:
+    with (
+        shortage_explained(planned, memory, store),
+        load_reward(reward_sources(cfg), reward_settings(cfg), tokenizer, scored_by) as reward,
+    ):
         reward.probe(data.prompts)
         with ray_session(ray_settings(cfg, spec)) as logs:
             _link(output / "logs", logs)
-            remote = build_roles(spec)
+            remote = build_roles(spec, memory)
             if scored_by is not None and remote.scorer is not None:
                 scored_by.connect(remote.scorer)
             tracker = open_tracking(cfg.logger, cfg.ckpt, cfg, latest.step if latest else None)
@@ -76,6 +85,7 @@ def run(parsed: Parsed) -> int:
                 line=line,
                 store=store,
                 evaluate=_evaluation(cfg, data.held_out, remote.generator, reward),
+                gauges=gauges_of_driver(memory, device),
             )
             roles = RLRoles(remote.generator, reward, remote.policy, remote.reference, remote.critic)
             try:
@@ -84,8 +94,9 @@ def run(parsed: Parsed) -> int:
                 line.close()
                 tracker.close()
             _export(cfg, remote, output)
-    result = _result(cfg, steps, time.monotonic() - start, rollouts)
+    result = _result(cfg, steps, time.monotonic() - start, rollouts) | {"memory": as_result(memory)}
     (output / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    say_peaks(memory)
     _say_result(result, cfg)
     return 0
 
@@ -137,6 +148,20 @@ def _load_data(cfg: RLConfig, tokenizer: PreTrainedTokenizerBase) -> RLData:
         drop_last=data.drop_last,
     )
     return RLData(loaded.prompts, source, held_out, notes)
+
+
+def _data_size(cfg: RLConfig, data: RLData) -> DataSize:
+    """Prompts as they are, answers as long as they may get."""
+    lengths = [len(prompt.token_ids) for prompt in data.prompts]
+    mean, answer = sum(lengths) / len(lengths), longest_answer(cfg)
+    return DataSize(
+        rows=len(lengths),
+        mean_tokens=min(mean + answer, cfg.data.max_len),
+        max_tokens=min(max(lengths) + answer, cfg.data.max_len),
+        mean_prompt_tokens=mean,
+        eval_rows=len(data.held_out) or None,
+        how="counted",
+    )
 
 
 def _overlong(loaded: LoadedPrompts) -> list[str]:

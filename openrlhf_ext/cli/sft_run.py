@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from openrlhf_ext.batch.pad import token_batch
 from openrlhf_ext.batch.partition import SplitSettings
 from openrlhf_ext.batch.types import OptimizerStep, TokenBatch
+from openrlhf_ext.cli.memory_report import as_result, memory_log, say_peaks, shortage_explained
+from openrlhf_ext.cli.preflight import preflight
 from openrlhf_ext.cli.specs import (
     cadence_of,
     engine_spec,
@@ -26,8 +28,11 @@ from openrlhf_ext.data.sft import LoadedSft, SftExample, SftSettings, load_sft
 from openrlhf_ext.data.tables import parse_probs
 from openrlhf_ext.data.tokenizer import load_tokenizer
 from openrlhf_ext.device import Device, choose_device
+from openrlhf_ext.device.peaks import PeakMeter
 from openrlhf_ext.device.rendezvous import free_port
 from openrlhf_ext.errors import ConfigError
+from openrlhf_ext.plan.types import DataSize
+from openrlhf_ext.track.memory import MemoryLog
 from openrlhf_ext.track.progress import StepProgress, console, waiting
 from openrlhf_ext.trainers.journal import Cadence, Journal
 from openrlhf_ext.trainers.local import LocalRole
@@ -55,43 +60,64 @@ def run(parsed: Parsed) -> int:
     )
     loaded = load_sft(sft_settings(cfg, cfg.data.dataset, cfg.data.dataset_split, cfg.data.dataset_probs), tokenizer)
     held_out = _evaluation_batches(cfg, tokenizer)
+    planned = preflight("sft", parsed, device, _data_size(loaded, held_out))
+    parsed, cfg, memory = planned.parsed, planned.parsed.config, memory_log(planned)
     settings = SupervisedSettings(cfg.train.seed, cfg.train.batch_size, cfg.train.max_epochs)
     total = settings.total_steps(len(loaded.examples))
     console.print(_announcement(loaded, total, settings, device.kind), soft_wrap=True)
 
-    output = Path(cfg.ckpt.output_dir)
     write_config(cfg, cfg.ckpt)
     split = split_settings(cfg.train.micro_batch_size, None, packed=cfg.ds.packing_samples)
-    model = _load_model(parsed, device, total, split)
-    tracker = open_tracking(cfg.logger, cfg.ckpt, cfg, latest.step if latest else None)
-    line = StepProgress(total, SHOWN, every=cfg.logger.logging_steps)
-    cadence = Cadence(cfg.logger.logging_steps, cadence_of(cfg.eval.steps), cadence_of(cfg.ckpt.save_steps))
-    journal = Journal(
-        cadence,
-        tracker=tracker,
-        line=line,
-        store=store,
-        evaluate=(lambda: sft_evaluation(model, held_out)) if held_out else None,
-    )
 
     def to_step(examples: Sequence[SftExample]) -> OptimizerStep:
         return sft_step(token_batch(examples, tokenizer.pad_token_id), split, model.ranks)
 
-    try:
-        steps = train_supervised(settings, loaded.examples, to_step, model, journal, resume=latest)
-    finally:
-        line.close()
-        tracker.close()
-    model.export(output / "model")
+    with shortage_explained(planned, memory, store):
+        model = _load_model(parsed, device, total, split, memory)
+        tracker = open_tracking(cfg.logger, cfg.ckpt, cfg, latest.step if latest else None)
+        line = StepProgress(total, SHOWN, every=cfg.logger.logging_steps)
+        journal = Journal(
+            Cadence(cfg.logger.logging_steps, cadence_of(cfg.eval.steps), cadence_of(cfg.ckpt.save_steps)),
+            tracker=tracker,
+            line=line,
+            store=store,
+            evaluate=(lambda: sft_evaluation(model, held_out)) if held_out else None,
+            gauges=memory.take,
+        )
+        try:
+            steps = train_supervised(settings, loaded.examples, to_step, model, journal, resume=latest)
+        finally:
+            line.close()
+            tracker.close()
+        model.export(Path(cfg.ckpt.output_dir) / "model")
+    _leave_result(cfg, steps, time.monotonic() - start, memory)
+    return 0
+
+
+def _leave_result(cfg: SFTConfig, steps: int, seconds: float, memory: MemoryLog) -> None:
+    """Write result.json and say what is in it."""
+    output = Path(cfg.ckpt.output_dir)
     result = {
         "steps": steps,
-        "seconds": round(time.monotonic() - start, 1),
+        "seconds": round(seconds, 1),
         "checkpoint": str((output / "model").absolute()),
         "metrics": str(metrics_file(cfg.logger, cfg.ckpt).absolute()),
+        "memory": as_result(memory),
     }
     (output / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    say_peaks(memory)
     console.print(f"model after {steps} steps: {result['checkpoint']}\nmetrics: {result['metrics']}", soft_wrap=True)
-    return 0
+
+
+def _data_size(loaded: LoadedSft, held_out: Sequence[TokenBatch]) -> DataSize:
+    lengths = [len(example.token_ids) for example in loaded.examples]
+    return DataSize(
+        rows=len(lengths),
+        mean_tokens=sum(lengths) / len(lengths),
+        max_tokens=max([*lengths, *(int(batch.lengths_B.max()) for batch in held_out)]),
+        eval_rows=sum(batch.rows for batch in held_out) or None,
+        how="counted",
+    )
 
 
 def check_ranks(cfg: SFTConfig) -> None:
@@ -139,7 +165,7 @@ def _announcement(loaded: LoadedSft, total: int, settings: SupervisedSettings, d
     )
 
 
-def _load_model(parsed: Parsed, device: Device, total_steps: int, split: SplitSettings) -> LocalRole:
+def _load_model(parsed: Parsed, device: Device, total_steps: int, split: SplitSettings, memory: MemoryLog) -> LocalRole:
     from openrlhf_ext.engine.deepspeed_engine import DeepSpeedEngine
     from openrlhf_ext.engine.process import init_process
 
@@ -149,7 +175,8 @@ def _load_model(parsed: Parsed, device: Device, total_steps: int, split: SplitSe
     spec = model_spec(cfg.model.model_name_or_path, cfg.model, cfg.ds, device, explicit=chosen)
     exact = cfg.train.full_determinism_enable
     engine = engine_spec(cfg, cfg.ds, total_steps=max(total_steps, 1), seed=cfg.train.seed, exact=exact)
-    with waiting("the model to load"):
+    phase = memory.measuring("model", PeakMeter(device, "model"))
+    with waiting("the model to load"), phase("load"):
         init_process(device, 0, 1, 0, "127.0.0.1", free_port("127.0.0.1"))
         loaded: Any = DeepSpeedEngine(spec, engine, device)
-    return LocalRole(loaded, split)
+    return LocalRole(loaded, split, phase)

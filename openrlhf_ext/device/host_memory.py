@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,12 @@ def free_host_bytes() -> int | None:
         if most is not None and used is not None and most < _UNLIMITED:
             free.append(max(most - used, 0))
     return min(free, default=None)
+
+
+def limit_of_process() -> int | None:
+    """What `ulimit` lets this process take, where it is set."""
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS)]
+    return min((limit for limit in limits if limit != resource.RLIM_INFINITY), default=None)
 
 
 def kernel_kills() -> int:

@@ -15,6 +15,7 @@ from openrlhf_ext.device.choose import Device
 from openrlhf_ext.device.host_memory import (
     free_host_bytes,
     host_bytes,
+    limit_of_process,
     reset_resident_peak,
     resident_bytes,
 )
@@ -114,6 +115,8 @@ class PeakMeter:
         if self._on_gpu and not _of_the_host(reason):
             free, total = torch.cuda.mem_get_info()
             return Shortage(self._role, phase, reason, peak.gpu, free, total)
+        if (limit := limit_of_process()) is not None:
+            reason += f"; the process may take {limit / 1e9:.2f} GB (ulimit)"
         return Shortage(self._role, phase, reason, peak.host, free_host_bytes(), host_bytes())
 
     @property
@@ -134,7 +137,7 @@ def lack_of_memory(error: BaseException) -> str | None:
             return first
         if isinstance(at, RuntimeError) and (found := _WORDS.search(text)):
             line = next(line for line in text.splitlines() if found.group() in line)
-            return line.strip()[:200]
+            return re.sub(r"^\[enforce fail[^\]]*\].*?(?=DefaultCPUAllocator)", "", line.strip())[:200]
         at = at.__cause__
     return None
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from openrlhf_ext.cluster.environment import prepare_environment
 
@@ -17,7 +20,11 @@ ROWS = [(3, 5), (4, 1), (2, 9), (5, 7), (3, 3), (2, 2), (6, 6), (1, 8)]
 """Lengths of the prompts and of the answers."""
 
 
-def rollouts() -> list[Any]:
+LONG = [(3, 5000)] * 4
+"""More than a process is given where memory is to run out: attention alone sees a mask of 25 million numbers a row."""
+
+
+def rollouts(rows: Sequence[tuple[int, int]] = ROWS) -> list[Any]:
     from openrlhf_ext.types import Rollout
 
     return [
@@ -31,7 +38,7 @@ def rollouts() -> list[Any]:
             finish_reason="stop",
             versions=(0, 0),
         )
-        for index, (prompt, answer) in enumerate(ROWS)
+        for index, (prompt, answer) in enumerate(rows)
     ]
 
 
@@ -104,7 +111,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
         base_BA = policy.logprobs(batch)
         learn(policy, PolicyObjective(), 3)
-        return {
+        answer = {
             "before": before_BA.tolist(),
             "errors": [first["error_square"].value, last["error_square"].value],
             "names": sorted(first),
@@ -117,6 +124,53 @@ def measure(folder: Path) -> dict[str, Any]:
             "reference": roles.reference.logprobs(batch).tolist(),
             "memory": [[*at, peak.host] for at, peak in memory.peaks().items()],
         }
+        big = token_batch(rollouts(LONG), pad_id=0)
+        answer["out_of_memory"] = [refused(lambda: policy.logprobs(big)), killed(lambda: critic.values(big))]
+        return answer
+
+
+def workers() -> list[psutil.Process]:
+    return [p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::TrainWorker")]
+
+
+def refused(work: Callable[[], Any]) -> list[str]:
+    """What is raised where no rank may take 40 MB more than it has."""
+    for process in workers():
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        (held,) = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData")]
+        process.rlimit(psutil.RLIMIT_DATA, (held + 40_000_000, psutil.RLIM_INFINITY))
+    answer = raised_by(work)
+    for process in workers():
+        process.rlimit(psutil.RLIMIT_DATA, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
+    return answer
+
+
+def killed(work: Callable[[], Any]) -> list[str] | None:
+    """What is raised where the kernel kills the ranks; None where this user may not ask it to."""
+    group = Path("/sys/fs/cgroup/memory/openrlhf_ext_test")
+    try:
+        group.mkdir()
+    except OSError:
+        return None
+    try:
+        (group / "memory.limit_in_bytes").write_text("60000000")  # of what is taken from now on
+        for process in workers():
+            (group / "cgroup.procs").write_text(str(process.pid))
+        return raised_by(work)
+    finally:
+        for process in workers():
+            (group / "../cgroup.procs").write_text(str(process.pid))
+        group.rmdir()
+
+
+def raised_by(work: Callable[[], Any]) -> list[str]:
+    from openrlhf_ext.errors import OutOfMemory
+
+    try:
+        work()
+    except OutOfMemory as error:
+        return [error.shortage.role, error.shortage.phase, str(error)]
+    raise AssertionError("there was memory enough")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def answer(folder):
     answer = json.loads((folder / "answer.json").read_text())
-    return {name: value if name in ("names", "memory") else torch.tensor(value) for name, value in answer.items()}
+    plain = ("names", "memory", "out_of_memory")
+    return {name: value if name in plain else torch.tensor(value) for name, value in answer.items()}
 
 
 def values(path: Path, seed: int = 0) -> torch.Tensor:
@@ -74,6 +75,20 @@ def test_every_role_says_what_memory_it_took(answer):
         ("reward", "load"), ("reward", "score"),
     }  # fmt: skip
     assert all(100e6 < peak < 8e9 for peak in peaks.values())  # a process with torch, and a tiny model
+
+
+def test_a_rank_that_runs_out_of_memory_says_so(answer):
+    role, phase, text = answer["out_of_memory"][0]
+    assert (role, phase) == ("policy", "train")
+    assert "you tried to allocate" in text and "GB were free." in text
+
+
+def test_a_rank_that_the_kernel_kills_has_run_out_of_memory(answer):
+    if answer["out_of_memory"][1] is None:
+        pytest.skip("this user may not make a control group with a limit")
+    role, phase, text = answer["out_of_memory"][1]
+    assert (role, phase) == ("critic", "train")
+    assert "the kernel killed a process while we waited for values of 4 sequences by the critic" in text
 
 
 def test_its_checkpoint_brings_it_back(answer):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from jobs import job, run
@@ -11,6 +14,7 @@ from scenario import SHAPE, Record, output_to, row, write_jsonl
 from transformers import AutoModelForCausalLM
 
 from openrlhf_ext.models.tiny import build_tiny_model
+from openrlhf_ext.trainers.supervised import SupervisedSettings, rows_of_step
 
 EXAMPLES, EPOCHS, BATCH = 90, 4, 8
 STEPS = EPOCHS * 12  # 90 examples in batches of 8: eleven whole ones and a short one
@@ -72,3 +76,45 @@ def test_both_end_with_the_same_model(runs: SftRuns):
     assert not torch.equal(states[0]["model.embed_tokens.weight"], start["model.embed_tokens.weight"])
     answer = models[0].generate(torch.tensor([[5, 6, 7]]), max_new_tokens=5, do_sample=False)
     assert answer.shape[1] > 3
+
+
+def test_memory_is_measured_in_every_phase(runs: SftRuns):
+    lines = runs.whole.metrics()
+    result = json.loads((runs.whole.folder / "result.json").read_text())
+    for phase in ("load", "train", "evaluate", "save"):
+        measured = [line[name] for line in lines if (name := f"memory/model/{phase}/measured_gb") in line]
+        assert measured and all(0.1 < value < 4 for value in measured), "a process with torch, and a tiny model"
+        assert result["memory"]["model"][phase]["measured_gb"] >= max(measured)
+    assert "peaks of memory, GB of one process:" in runs.output
+
+
+def test_a_run_that_runs_out_of_memory_says_where_and_what_would_help(tmp_path):
+    """One long row comes late; before it, the process is forbidden to take more than short ones need."""
+    build_tiny_model(tmp_path / "model", SHAPE)
+    rows = [row("train", i) for i in range(EXAMPLES)]
+    step = 10
+    longest = rows_of_step(SupervisedSettings(seed=42, batch_size=BATCH), EXAMPLES, step)[0]
+    rows[longest]["input"] += " 7" * 8000
+    write_jsonl(tmp_path / "sft.jsonl", rows)
+    flags = [*FLAGS.split(), *output_to("out"), "--data.max_len", "20000", "--train.max_epochs", "1"]
+    flags += ["--eval.dataset", "None", "--eval.steps", "-1", "--ckpt.save_steps", "2"]
+    record = Record(tmp_path / "out")
+    with job("sft", flags, tmp_path) as started:
+        started.until(lambda: 3 in record.steps(), "step 3")
+        # DeepSpeed makes a bucket of 0.4 GB in every step; the long row needs twice as much.
+        started.driver.rlimit(psutil.RLIMIT_DATA, (data_bytes(started.driver.pid) + 500_000_000,) * 2)
+        output = started.wait(exit_code=2)
+    assert record.steps()[-1] == step
+    told = output[output.index("Out of memory in phase train of the model (") :].splitlines()
+    assert "can't allocate memory" in told[0] and "may take" in told[0] and "GB were free." in told[0]
+    assert "Traceback" not in output
+    assert "model train" in told[1]
+    assert any(line.endswith("host model activations") for line in told)
+    assert any(line.startswith("The cheapest change: --train.micro_batch_size") for line in told)
+    assert told[-1].startswith("The checkpoint of step 10 is safe in out/checkpoints/step-00000010: continue with")
+
+
+def data_bytes(pid: int) -> int:
+    """What RLIMIT_DATA limits."""
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmData")]
+    return int(line.split()[1]) * 1024
