@@ -19,6 +19,7 @@ COPIES = 0.6
 """Of the link to the host and of its memory, what copies and the optimizer's step there reach."""
 SHORTEST = 256
 """Tokens below which a shorter length is no help that anyone wants."""
+LEAST_RANK = 8
 LEAST_CHUNK, MOST_CHUNKS = 128, 128
 """Positions of a chunk, and chunks of a micro-batch, that a smaller chunk is offered for."""
 LEAST_SHARE = 0.1
@@ -172,11 +173,14 @@ def offloaded_optimizer(setup: Setup) -> Offer | None:
     step = share * min(model.ranks, setup.hardware.count) * ADAM_BYTES / HOST_MEMORY
     seconds = (share * 2 * size / HOST_LINK + step) / COPIES
     words = f"about {_seconds(seconds)} for each optimizer step, which runs on the host"
-    return _offer("ds.adam_offload", [True], lambda values: words)
+    values = {"ds.adam_offload": True}
+    if get(setup.config, path := _eight_bit(setup)):
+        values[path] = False  # moments in 8 bits stay on the GPU
+    return Offer((values,), lambda values: words)
 
 
 def moments_in_8_bits(setup: Setup) -> Offer | None:
-    path = "actor.adam.eight_bit" if setup.command == "rl" else "adam.eight_bit"
+    path = _eight_bit(setup)
     if get(setup.config, path) or setup.config.ds.adam_offload:
         return None
     words = "the optimizer's moments are rounded to 8 bits"
@@ -195,6 +199,16 @@ def four_bits(setup: Setup) -> Offer | None:
         return None
     words = "weights under the adapters are rounded to 4 bits, and unpacked in every pass"
     return _offer("ds.load_in_4bit", [True], lambda values: words, same_result=False)
+
+
+def smaller_rank(setup: Setup) -> Offer | None:
+    lora = setup.config.ds.lora
+    levels = tuple(
+        {"ds.lora.rank": rank, "ds.lora.alpha": lora.alpha * rank // lora.rank}
+        for rank in _halves(lora.rank, LEAST_RANK)
+        if lora.alpha * rank // lora.rank >= 1
+    )
+    return Offer(levels, lambda values: "smaller adapters, which can learn less", same_result=False) if levels else None
 
 
 def shorter_rows(setup: Setup) -> Offer | None:
@@ -218,7 +232,12 @@ def more_gpus(setup: Setup) -> Offer | None:
     if not setup.hardware.on_gpu or (setup.command == "rl" and not setup.config.train.colocate_all):
         return None
     counts = [count for count in (2, 4, 8) if count > max(there, _trained(setup).ranks // setup.hardware.nodes)]
-    return _offer(path, counts, lambda values: f"{values[path] - there} more GPUs on each machine (--device.count)")
+
+    def costs(values: dict[str, Any]) -> str:
+        more = values[path] - there
+        return f"{more} more GPU{'s' * (more > 1)} on each machine (--device.count)"
+
+    return _offer(path, counts, costs)
 
 
 GROUPS: tuple[tuple[Move, ...], ...] = (
@@ -227,6 +246,7 @@ GROUPS: tuple[tuple[Move, ...], ...] = (
     (reference_elsewhere, more_sharding, checkpointing),
     (offloaded_reward, offloaded_reference, offloaded_optimizer),
     (moments_in_8_bits, adapters, four_bits),
+    (smaller_rank,),
     (shorter_rows,),
     (more_gpus, more_sharding),
 )
@@ -275,6 +295,10 @@ def _offloaded(setup: Setup, role: Role, path: str) -> Offer | None:
     seconds = passes * total_parameters(model) * BYTES[model.dtype] / (HOST_LINK * COPIES)
     words = f"about {_seconds(seconds)} a step: its weights come from the host in every pass"
     return _offer(path, [True], lambda values: words)
+
+
+def _eight_bit(setup: Setup) -> str:
+    return "actor.adam.eight_bit" if setup.command == "rl" else "adam.eight_bit"
 
 
 def _trained(setup: Setup) -> ModelRun:

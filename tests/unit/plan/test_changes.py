@@ -39,6 +39,11 @@ def test_dpo_of_7b_is_brought_to_12_gb_by_training_something_else():
     assert fits("dpo", with_changes(DPO, changes), 12)
 
 
+QLORA_27B = (
+    "--model.model_name_or_path google/medgemma-27b-text-it --ds.lora.rank 384 --ds.lora.alpha 768 --ds.load_in_4bit "
+    "--adam.eight_bit --train.micro_batch_size 4 --train.batch_size 32 --data.max_len 1024 "
+    "--model.gradient_checkpointing_enable"
+)
 CASES = [
     ("rl", REINFORCE, 96.0, {"host": 256}),
     ("rl", REINFORCE, 48.0, {"host": 256}),
@@ -56,6 +61,8 @@ CASES = [
         {"count": 4},
     ),
     ("sft", "--model.model_name_or_path Qwen/Qwen3-0.6B --data.max_len 32768", 24.0, {}),
+    ("sft", QLORA_27B, 48.0, {"host": 128}),
+    ("sft", QLORA_27B, 36.0, {"host": 16}),
 ]
 
 
