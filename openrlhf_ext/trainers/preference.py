@@ -17,6 +17,7 @@ from openrlhf_ext.ops.preference_loss import (
     PairLoss,
     ScoreLossSettings,
     dpo_loss,
+    mean_over_pairs,
     pair_report,
     score_loss,
     summed_logprobs,
