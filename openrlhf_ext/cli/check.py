@@ -10,12 +10,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from openrlhf_ext.cli.checks.finding import LEVELS, Finding, error, in_two, warning
+from openrlhf_ext.cli.checks.finding import LEVELS, Finding, of_error, warning
 from openrlhf_ext.cli.checks.flags import AREA as FLAGS
 from openrlhf_ext.cli.checks.flags import flag_findings
 from openrlhf_ext.cli.checks.lanes import Check, Lane, run_lanes
 from openrlhf_ext.cli.checks.subject import Subject
-from openrlhf_ext.config import COMMANDS, examine
+from openrlhf_ext.config import COMMANDS, Parsed, examine
 from openrlhf_ext.errors import ConfigError
 
 LIMIT_S = 12.5
@@ -79,13 +79,14 @@ def check(command: str, flags: Sequence[str], limit_s: float) -> tuple[list[Find
     """What there is to say of a command line, the worst last; and exceptions of our own making."""
     try:
         parsed, violations = examine(command, flags)
+        fine, wrong, lanes = not violations, list(flag_findings(parsed, violations)), lanes_of(command)
     except ConfigError as raised:  # no list of flags at all: the machine can be looked at all the same
-        text, remedy = in_two(str(raised))
-        unread = error(FLAGS, text, remedy or "mend it, and check again.")
-        return [unread, *_not_looked_at()], []
-    subject = Subject(command, parsed, flags_are_right=not violations, limit_s=limit_s)
-    found = run_lanes(lanes_of(command), subject, time.monotonic() + limit_s)
-    findings = list(_each_said_once([*flag_findings(parsed, violations), *found.findings]))
+        parsed, fine = Parsed(COMMANDS[command](), frozenset(), ()), False
+        unread = warning("others", "only the machine was looked at", "correct the command line, and check again.")
+        wrong, lanes = [of_error(FLAGS, raised), unread], lanes_of(command)[:1]
+    subject = Subject(command, parsed, flags_are_right=fine, limit_s=limit_s)
+    found = run_lanes(lanes, subject, time.monotonic() + limit_s)
+    findings = list(_each_said_once([*wrong, *found.findings]))
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level)), found.defects
 
 
@@ -118,10 +119,6 @@ def _each_said_once(findings: Sequence[Finding]) -> Iterator[Finding]:
             yield finding
         elif first.area != finding.area and finding.level == "error":
             yield warning(finding.area, f"not checked further: see {first.area}", "mend that, and check again.")
-
-
-def _not_looked_at() -> Iterator[Finding]:
-    yield warning("others", "nothing else was looked at", "correct the command line, and check again.")
 
 
 @contextmanager

@@ -63,7 +63,10 @@ def _check_weights(folder: Path) -> None:
         )
         raise DataError(f"{folder} has {found}: give a model with *.safetensors files.")
     index = folder / "model.safetensors.index.json"
-    named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else ()
+    try:
+        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else ()
+    except (ValueError, KeyError, AttributeError):
+        raise DataError(f"{index} is not the whole index of a model's weights: copy or download it again.") from None
     if missing := sorted(set(named) - files.keys()):
         raise DataError(f"{folder} lacks {missing[0]}, which its index names: copy or download it again.")
     for name, file in files.items():

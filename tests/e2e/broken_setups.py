@@ -76,7 +76,17 @@ def _data(folder: Path) -> None:
 
 
 def _models(folder: Path, model: Path) -> None:
-    for name in ("no_template", "no_eos", "more_tokens", "pickled", "index", "unknown", "bad_json", "half"):
+    for name in (
+        "no_template",
+        "no_eos",
+        "more_tokens",
+        "pickled",
+        "index",
+        "torn_index",
+        "unknown",
+        "bad_json",
+        "half",
+    ):
         shutil.copytree(model, folder / name)
     (folder / "no_template/chat_template.jinja").unlink()
     _edit(folder / "no_eos/tokenizer_config.json", eos_token=None)
@@ -85,6 +95,7 @@ def _models(folder: Path, model: Path) -> None:
     shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     (folder / "index/model.safetensors").rename(folder / "index" / shards["a"])
     (folder / "index/model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+    (folder / "torn_index/model.safetensors.index.json").write_text('{"metadata": {}, "weight_map": {"a": "mod')
     _edit(folder / "unknown/config.json", model_type="qwen99")
     (folder / "bad_json/config.json").write_text('{"model_type": "qwen3",')
     weights = folder / "half/model.safetensors"

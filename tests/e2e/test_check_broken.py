@@ -107,6 +107,12 @@ ERRORS = {
         ["lacks model-00002-of-00002.safetensors, which its index names"],
         ["copy or download it again"],
     ),
+    "an index that was cut off": (
+        "rl --actor.model_name_or_path torn_index",
+        "model",
+        ["torn_index/model.safetensors.index.json is not the whole index"],
+        ["copy or download it again"],
+    ),
     "an unknown architecture": (
         "dpo --model.model_name_or_path unknown",
         "model",
