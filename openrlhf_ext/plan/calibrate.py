@@ -27,7 +27,7 @@ def efficiency_of_run(folder: Path, hardware: Hardware) -> dict[str, float]:
     folder without such files or without a whole step, DataError where the run's model cannot be found.
     """
     command, parsed = _config_of(folder)
-    lines = _steps_of(folder)
+    lines = _steps_of(folder, parsed.config.logger.metrics_file)
     setup = setup_of(
         command, parsed.config, parsed.explicit, hardware, DataSize(None, None, parsed.config.data.max_len)
     )
@@ -57,9 +57,9 @@ def _config_of(folder: Path) -> tuple[Command, Parsed]:
     return command, parse(command, ["--config", str(path)], planning=True)
 
 
-def _steps_of(folder: Path) -> list[tuple[int, Line]]:
+def _steps_of(folder: Path, elsewhere: str | None) -> list[tuple[int, Line]]:
     """How many steps each line of metrics covers, and the line; without the first where others follow."""
-    path = folder / "metrics.jsonl"
+    path = Path(elsewhere) if elsewhere else folder / "metrics.jsonl"
     if not path.is_file():
         raise ConfigError(f"--calibrate {folder}: there is no metrics.jsonl in it; give a run's --ckpt.output_dir.")
     found: list[tuple[int, Line]] = []

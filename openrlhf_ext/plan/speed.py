@@ -49,8 +49,8 @@ HOST_LINK = 32e9
 """Bytes/s between a GPU and its machine's memory, at most: PCIe 4.0 x16."""
 HOST_MEMORY = 100e9
 """Bytes/s of a machine's memory, where the optimizer runs there: four channels of DDR4-3200."""
-DISK = 1e9
-"""Bytes/s that a checkpoint is written at: one NVMe disk, or a shared file system on a good day."""
+DISK = 2e9
+"""Bytes/s that a checkpoint is written at by a machine: one NVMe disk, half of what it is sold with."""
 ADAM_BYTES = 28
 """Read and written for each parameter by an Adam step: master weight and two moments (24), gradient and weight (4)."""
 CORE_FLOPS = {"fp32": 115e9, "amx_bf16": 500e9, "avx512_bf16": 230e9, "bf16": 25e9}
