@@ -152,9 +152,9 @@ def _pinned(shape: ModelShape, size: int, parts: int) -> int:
 
 
 def bucket_bytes(engine: EngineRun, policy: ModelRun) -> int:
-    """Of one bucket of weights: as asked for, or the largest tensor where that is larger."""
-    largest = _largest(policy.shape) * BYTES[policy.dtype]
-    return max(engine.bucket_bytes, largest)
+    """Of one bucket of weights: as asked for, at least the largest tensor and at most all of them."""
+    size = BYTES[policy.dtype]
+    return max(min(engine.bucket_bytes, _count(policy.shape) * size), _largest(policy.shape) * size)
 
 
 def bucket_terms(engine: EngineRun, policy: ModelRun, hardware: Hardware) -> list[Term]:

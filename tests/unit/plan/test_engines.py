@@ -182,3 +182,8 @@ def test_shards_are_gathered_and_adapters_merged(stage, lora, extra):
 def test_on_a_cpu_a_bucket_is_copied_to_the_object_store():
     terms = bucket_terms(replace(ENGINE, bucket_bytes=10**9), POLICY, CPU)
     assert at(terms, "policy", "publish", "host") == 2 * 10**9
+
+
+def test_a_bucket_is_at_most_all_weights():
+    # 4.02 B parameters, 8.04 GB in bf16.
+    assert bucket_bytes(replace(ENGINE, bucket_bytes=10**11), POLICY) == QWEN_WEIGHTS
