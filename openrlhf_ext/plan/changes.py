@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from openrlhf_ext.plan.moves import GROUPS, Move, Offer
+from openrlhf_ext.plan.moves import GROUPS
+from openrlhf_ext.plan.offers import Move, Offer
 from openrlhf_ext.plan.trial import Command, Trial, Trials
 from openrlhf_ext.plan.types import Change, DataSize, Hardware
 
@@ -74,16 +75,25 @@ class Search:
         for level in reversed(range(len(offer.levels))):
             trial = self.trials.of(self.values() | offer.levels[level])
             if trial is not None and trial.excess <= before:
-                self.taken = [one for one in self.taken if one.offer.paths != offer.paths]
-                self.taken.append(Taken(offer, level))
+                self._add(Taken(offer, level))
                 return
+
+    def _add(self, new: Taken) -> None:
+        """Further levels of what was taken already come after those."""
+        for one in self.taken:
+            if one.offer.paths == new.offer.paths:
+                self.taken.remove(one)
+                milder = one.offer.levels[: one.level + 1]
+                new = Taken(replace(one.offer, levels=milder + new.offer.levels), len(milder) + new.level)
+                break
+        self.taken.append(new)
 
     def _give_back(self) -> None:
         """From the dearest: leave out what is not needed, and take the mildest level of what is."""
         for one in list(reversed(self.taken)):
             if self._holds(self.values(without=one)):
                 self.taken.remove(one)
-        for one in reversed(self.taken):
+                continue
             mildest, strongest = 0, one.level
             while mildest < strongest:
                 one.level = (mildest + strongest) // 2

@@ -5,44 +5,23 @@ A move looks at the run as it stands and offers one flag's other values, or None
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from openrlhf_ext.config import get
-from openrlhf_ext.plan.engines import misfit
+from openrlhf_ext.plan.engines import engine_memory, misfit
+from openrlhf_ext.plan.offers import COPIES, Move, Offer, divisors_below, halves_of, in_seconds, offer, round_trip
 from openrlhf_ext.plan.parameters import total_parameters, trainable_parameters
 from openrlhf_ext.plan.speed import ADAM_BYTES, HOST_LINK, HOST_MEMORY
-from openrlhf_ext.plan.types import BYTES, EngineRun, ModelRun, Role, Setup
+from openrlhf_ext.plan.types import BYTES, EngineRun, Hardware, ModelRun, Role, Setup
 
-COPIES = 0.6
-"""Of the link to the host and of its memory, what copies and the optimizer's step there reach."""
 SHORTEST = 256
 """Tokens below which a shorter length is no help that anyone wants."""
 LEAST_RANK = 8
 LEAST_CHUNK, MOST_CHUNKS = 128, 128
 """Positions of a chunk, and chunks of a micro-batch, that a smaller chunk is offered for."""
-LEAST_SHARE = 0.1
-"""Of a GPU, for an engine."""
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """One or several flags' values at a time, from the mildest change to the strongest.
-
-    `costs` says in words what values cost. `same_result`: the same is trained, but for rounding.
-    """
-
-    levels: tuple[dict[str, Any], ...]
-    costs: Callable[[dict[str, Any]], str]
-    same_result: bool = True
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        return tuple(self.levels[0])
-
-
-Move = Callable[[Setup], Offer | None]
+LEAST_SHARE, FEW = 0.1, 32
+"""Of a GPU, for an engine; and sequences that it should write at a time, not to be slow."""
 
 
 def smaller_micro_batch(setup: Setup) -> Offer | None:
@@ -55,15 +34,15 @@ def smaller_micro_batch(setup: Setup) -> Offer | None:
         parts = train.batch_size // (values["train.micro_batch_size"] * ranks)
         return f"{parts} smaller passes for a step instead of {train.batch_size // (train.micro_batch_size * ranks)}"
 
-    return _offer("train.micro_batch_size", _divisors_below(train.micro_batch_size), costs)
+    return offer("train.micro_batch_size", divisors_below(train.micro_batch_size), costs)
 
 
 def smaller_token_budget(setup: Setup) -> Offer | None:
     config = setup.config
     if setup.command != "rl" or not config.train.dynamic_batch_enable:
         return None
-    budgets = _halves(config.train.max_tokens_per_gpu, config.data.max_len)
-    return _offer("train.max_tokens_per_gpu", budgets, lambda values: "more, smaller passes for a step")
+    budgets = halves_of(config.train.max_tokens_per_gpu, config.data.max_len)
+    return offer("train.max_tokens_per_gpu", budgets, lambda values: "more, smaller passes for a step")
 
 
 def smaller_inference_batch(setup: Setup) -> Offer | None:
@@ -72,19 +51,19 @@ def smaller_inference_batch(setup: Setup) -> Offer | None:
         return None
     words = "more, smaller passes for log-probs"
     if not config.train.dynamic_batch_enable:
-        sizes = _halves(config.rollout.micro_batch_size, 1)
-        return _offer("rollout.micro_batch_size", sizes, lambda values: words)
+        sizes = halves_of(config.rollout.micro_batch_size, 1)
+        return offer("rollout.micro_batch_size", sizes, lambda values: words)
     if config.rollout.max_tokens_per_gpu is None:
         return None
-    budgets = _halves(config.rollout.max_tokens_per_gpu, config.data.max_len)
-    return _offer("rollout.max_tokens_per_gpu", budgets, lambda values: words)
+    budgets = halves_of(config.rollout.max_tokens_per_gpu, config.data.max_len)
+    return offer("rollout.max_tokens_per_gpu", budgets, lambda values: words)
 
 
 def smaller_chunk(setup: Setup) -> Offer | None:
     positions = max((one.selected for one in _trained(setup).passes), default=0)
     # With so many chunks their logits are a small part of what there is.
-    sizes = _halves(setup.config.ds.logprob_chunk_size, max(LEAST_CHUNK, positions // MOST_CHUNKS))
-    return _offer("ds.logprob_chunk_size", sizes, lambda values: "smaller products with the LM head, next to nothing")
+    sizes = halves_of(setup.config.ds.logprob_chunk_size, max(LEAST_CHUNK, positions // MOST_CHUNKS))
+    return offer("ds.logprob_chunk_size", sizes, lambda values: "smaller products with the LM head, next to nothing")
 
 
 def shared_gpus(setup: Setup) -> Offer | None:
@@ -94,7 +73,7 @@ def shared_gpus(setup: Setup) -> Offer | None:
         return None
     if sum(setup.pools.values()) <= hardware.count * hardware.nodes:
         return None
-    return _offer("train.colocate_all", [True], lambda values: "roles take turns instead of having GPUs of their own")
+    return offer("train.colocate_all", [True], lambda values: "roles take turns instead of having GPUs of their own")
 
 
 def sleeping_engines(setup: Setup) -> Offer | None:
@@ -109,15 +88,23 @@ def sleeping_models(setup: Setup) -> Offer | None:
     if setup.command != "rl" or setup.config.ds.enable_sleep or not setup.config.train.colocate_all:
         return None
     moved = sum(_state_bytes(model) for model in setup.models)
-    return _offer("ds.enable_sleep", [True], lambda values: f"about {_round_trip(moved)} a step to and from the host")
+    return offer("ds.enable_sleep", [True], lambda values: f"about {round_trip(moved)} a step to and from the host")
 
 
 def engine_share(setup: Setup) -> Offer | None:
-    return _share(setup, "engines", "vllm.gpu_memory_utilization")
+    return _share(setup, "engines", FEW)
 
 
 def judge_share(setup: Setup) -> Offer | None:
-    return _share(setup, "judge", "judge.gpu_memory_utilization")
+    return _share(setup, "judge", FEW)
+
+
+def least_engine_share(setup: Setup) -> Offer | None:
+    return _share(setup, "engines", 1)
+
+
+def least_judge_share(setup: Setup) -> Offer | None:
+    return _share(setup, "judge", 1)
 
 
 def checkpointing(setup: Setup) -> Offer | None:
@@ -125,7 +112,7 @@ def checkpointing(setup: Setup) -> Offer | None:
     if getattr(setup.config, section).gradient_checkpointing_enable:
         return None
     words = "about 30 % more time in training, for a second forward pass"
-    return _offer(f"{section}.gradient_checkpointing_enable", [True], lambda values: words)
+    return offer(f"{section}.gradient_checkpointing_enable", [True], lambda values: words)
 
 
 def more_sharding(setup: Setup) -> Offer | None:
@@ -139,7 +126,7 @@ def more_sharding(setup: Setup) -> Offer | None:
             return "gradients are reduced to their shards, next to nothing"
         return "weights are gathered layer by layer: half as much again over the link"
 
-    return _offer("ds.zero_stage", stages, costs)
+    return offer("ds.zero_stage", stages, costs)
 
 
 def reference_elsewhere(setup: Setup) -> Offer | None:
@@ -152,7 +139,7 @@ def reference_elsewhere(setup: Setup) -> Offer | None:
         "base": "nothing: it is the model without its adapters",
         "cached": "one forward pass over all pairs before",
     }
-    return _offer("ref.strategy", [strategy], lambda values: words[values["ref.strategy"]])
+    return offer("ref.strategy", [strategy], lambda values: words[values["ref.strategy"]])
 
 
 def offloaded_reference(setup: Setup) -> Offer | None:
@@ -172,7 +159,7 @@ def offloaded_optimizer(setup: Setup) -> Offer | None:
     # Gradients leave and weights come back; the ranks of a machine share its memory.
     step = share * min(model.ranks, setup.hardware.count) * ADAM_BYTES / HOST_MEMORY
     seconds = (share * 2 * size / HOST_LINK + step) / COPIES
-    words = f"about {_seconds(seconds)} for each optimizer step, which runs on the host"
+    words = f"about {in_seconds(seconds)} for each optimizer step, which runs on the host"
     values = {"ds.adam_offload": True}
     if get(setup.config, path := _eight_bit(setup)):
         values[path] = False  # moments in 8 bits stay on the GPU
@@ -184,7 +171,7 @@ def moments_in_8_bits(setup: Setup) -> Offer | None:
     if get(setup.config, path) or setup.config.ds.adam_offload:
         return None
     words = "the optimizer's moments are rounded to 8 bits"
-    return _offer(path, [True], lambda values: words, same_result=False)
+    return offer(path, [True], lambda values: words, same_result=False)
 
 
 def adapters(setup: Setup) -> Offer | None:
@@ -198,14 +185,14 @@ def four_bits(setup: Setup) -> Offer | None:
     if setup.config.ds.load_in_4bit or not setup.config.ds.lora.rank:
         return None
     words = "weights under the adapters are rounded to 4 bits, and unpacked in every pass"
-    return _offer("ds.load_in_4bit", [True], lambda values: words, same_result=False)
+    return offer("ds.load_in_4bit", [True], lambda values: words, same_result=False)
 
 
 def smaller_rank(setup: Setup) -> Offer | None:
     lora = setup.config.ds.lora
     levels = tuple(
         {"ds.lora.rank": rank, "ds.lora.alpha": lora.alpha * rank // lora.rank}
-        for rank in _halves(lora.rank, LEAST_RANK)
+        for rank in halves_of(lora.rank, LEAST_RANK)
         if lora.alpha * rank // lora.rank >= 1
     )
     return Offer(levels, lambda values: "smaller adapters, which can learn less", same_result=False) if levels else None
@@ -213,7 +200,7 @@ def smaller_rank(setup: Setup) -> Offer | None:
 
 def shorter_rows(setup: Setup) -> Offer | None:
     config = setup.config
-    lengths = _halves(config.data.max_len, SHORTEST)
+    lengths = halves_of(config.data.max_len, SHORTEST)
     if setup.command == "rl" and (answer := config.rollout.max_new_tokens) is not None:
         levels = [
             {"data.max_len": length, "rollout.max_new_tokens": answer * length // config.data.max_len}
@@ -237,14 +224,14 @@ def more_gpus(setup: Setup) -> Offer | None:
         more = values[path] - there
         return f"{more} more GPU{'s' * (more > 1)} on each machine (--device.count)"
 
-    return _offer(path, counts, costs)
+    return offer(path, counts, costs)
 
 
 GROUPS: tuple[tuple[Move, ...], ...] = (
     (smaller_chunk, smaller_micro_batch, smaller_token_budget, smaller_inference_batch),
     (shared_gpus, sleeping_engines, sleeping_judge, sleeping_models, engine_share, judge_share),
     (reference_elsewhere, more_sharding, checkpointing),
-    (offloaded_reward, offloaded_reference, offloaded_optimizer),
+    (offloaded_reward, offloaded_reference, offloaded_optimizer, least_engine_share, least_judge_share),
     (moments_in_8_bits, adapters, four_bits),
     (smaller_rank,),
     (shorter_rows,),
@@ -256,32 +243,32 @@ CHOSEN_ALONE: frozenset[Move] = frozenset({*GROUPS[0], *GROUPS[1][1:], checkpoin
 """What `--memory.auto` may do: the same is trained, on the same GPUs, and resumes from the same checkpoints."""
 
 
-def _offer(
-    path: str, values: Iterable[Any], costs: Callable[[dict[str, Any]], str], *, same_result: bool = True
-) -> Offer | None:
-    levels = tuple({path: value} for value in values)
-    return Offer(levels, costs, same_result) if levels else None
-
-
 def _sleep(setup: Setup, path: str, engines: list[EngineRun]) -> Offer | None:
     if setup.command != "rl" or not engines or not setup.config.train.colocate_all or setup.config.train.async_enable:
         return None
     if getattr(setup.config, path.partition(".")[0]).enable_sleep:
         return None
     moved = sum(total_parameters(_as_model(run)) * BYTES[run.dtype] for run in engines)
-    return _offer(path, [True], lambda values: f"about {_round_trip(moved)} a step to and from the host")
+    return offer(path, [True], lambda values: f"about {round_trip(moved)} a step to and from the host")
 
 
-def _share(setup: Setup, role: Role, path: str) -> Offer | None:
+def _share(setup: Setup, role: Role, sequences: int) -> Offer | None:
+    """A smaller share of a GPU for engines, as long as their cache holds so many sequences, or all they are sent."""
     run = next((run for run in setup.engines if run.role == role), None)
     if run is None or not setup.hardware.on_gpu:
         return None
+    path = "judge.gpu_memory_utilization" if role == "judge" else "vllm.gpu_memory_utilization"
+    wanted = min(sequences, run.sequences)
     shares = [round(LEAST_SHARE + 0.05 * number, 2) for number in range(18)]
-    able = [share for share in shares if misfit(replace(run, utilization=share), setup.hardware) is None]
+    able = [share for share in shares if _holds(replace(run, utilization=share), setup.hardware, wanted)]
     if misfit(run, setup.hardware) is not None:
-        return _offer(path, able[:1], lambda values: "memory for others: its cache holds no sequence as it is")
+        return offer(path, able[:1], lambda values: "memory for others: its cache holds no sequence as it is")
     smaller = [share for share in reversed(able) if share < run.utilization]
-    return _offer(path, smaller, lambda values: "a smaller cache, so fewer sequences are written at a time")
+    return offer(path, smaller, lambda values: "a smaller cache, so fewer sequences are written at a time")
+
+
+def _holds(run: EngineRun, hardware: Hardware, sequences: int) -> bool:
+    return misfit(run, hardware) is None and engine_memory(run, hardware).sequences >= sequences
 
 
 def _offloaded(setup: Setup, role: Role, path: str) -> Offer | None:
@@ -293,8 +280,8 @@ def _offloaded(setup: Setup, role: Role, path: str) -> Offer | None:
     if not config.train.dynamic_batch_enable:
         passes = max(passes / config.rollout.micro_batch_size, 1)
     seconds = passes * total_parameters(model) * BYTES[model.dtype] / (HOST_LINK * COPIES)
-    words = f"about {_seconds(seconds)} a step: its weights come from the host in every pass"
-    return _offer(path, [True], lambda values: words)
+    words = f"about {in_seconds(seconds)} a step: its weights come from the host in every pass"
+    return offer(path, [True], lambda values: words)
 
 
 def _eight_bit(setup: Setup) -> str:
@@ -314,24 +301,3 @@ def _state_bytes(model: ModelRun) -> int:
     shards = model.ranks if model.zero_stage else 1
     weights = total_parameters(model) * BYTES[model.dtype] // (model.ranks if model.zero_stage == 3 else 1)
     return weights + 12 * trainable_parameters(model) // shards * (not model.adam_offload)
-
-
-def _round_trip(size: int) -> str:
-    return _seconds(2 * size / (HOST_LINK * COPIES))
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-
-
-def _divisors_below(number: int) -> list[int]:
-    """From the largest: the batch stays a multiple of each."""
-    return [divisor for divisor in range(number - 1, 0, -1) if number % divisor == 0]
-
-
-def _halves(number: int, least: int) -> list[int]:
-    halves = []
-    while number // 2 >= least:
-        number //= 2
-        halves.append(number)
-    return halves
