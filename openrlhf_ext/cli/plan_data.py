@@ -9,6 +9,7 @@ from typing import Any
 
 from openrlhf_ext.cli.plan_rows import Look, look_at
 from openrlhf_ext.data.tables import parse_probs
+from openrlhf_ext.errors import ConfigError
 from openrlhf_ext.plan.types import DataSize
 
 BYTES_PER_TOKEN = 4.0
@@ -34,11 +35,14 @@ def data_size(
     """The size of the command's data: `rows` and `mean_tokens` where they are given, else from the data set it names.
 
     Tokens are those of one sequence: a pair has two of them. In RL they are a prompt's and its longest answer's,
-    unless they are given. Raises what the loaders raise where `tokenize` is asked for.
+    unless they are given. Where `tokenize` is asked for it raises what the loaders raise, and ConfigError
+    without a data set.
     """
     asked, longest = _training_data(command, config), int(config.data.max_len)
     size = DataSize(None, None, longest)
-    if tokenize and asked.dataset is not None and rows is None:
+    if tokenize:
+        if asked.dataset is None:
+            raise ConfigError("--plan.tokenize: there is nothing to tokenize; name the data set.")
         from openrlhf_ext.cli.plan_tokens import counted
 
         size = counted(command, config)

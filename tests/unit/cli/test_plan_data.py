@@ -22,6 +22,7 @@ from openrlhf_ext.cli import plan_rows
 from openrlhf_ext.cli.plan_data import BYTES_PER_TOKEN, data_size
 from openrlhf_ext.config import COMMANDS, replaced
 from openrlhf_ext.data.tables import load_rows
+from openrlhf_ext.errors import ConfigError
 
 Rows = list[dict[str, Any]]
 
@@ -271,6 +272,11 @@ def test_counted_pairs(tmp_path: Path, model: Path) -> None:
     size = data_size("dpo", cfg, tokenize=True)
     assert (size.rows, size.max_tokens, size.how) == (4, q + yes + 1, "counted")
     assert size.mean_tokens == q + 1 + (yes + no) / 2
+
+
+def test_tokens_of_nothing_cannot_be_counted() -> None:
+    with pytest.raises(ConfigError, match="--plan.tokenize: there is nothing to tokenize"):
+        data_size("dpo", config("dpo"), rows=10, tokenize=True)
 
 
 def test_a_large_file_is_answered_in_under_a_second_without_torch(tmp_path: Path) -> None:
