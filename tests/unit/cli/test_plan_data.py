@@ -275,7 +275,7 @@ def test_counted_pairs(tmp_path: Path, model: Path) -> None:
 
 
 def test_tokens_of_nothing_cannot_be_counted() -> None:
-    with pytest.raises(ConfigError, match="--plan.tokenize: there is nothing to tokenize"):
+    with pytest.raises(ConfigError, match=r"--plan\.tokenize: there is nothing to tokenize"):
         data_size("dpo", config("dpo"), rows=10, tokenize=True)
 
 
