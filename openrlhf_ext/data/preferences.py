@@ -206,14 +206,15 @@ def _texts(row: Row, settings: PreferenceSettings, tokenizer: PreTrainedTokenize
 
 def _conversation(row: Row, column: str, settings: PreferenceSettings) -> list[dict[str, Any]]:
     """The prompt, if it has a column, and the messages of this column, the last of which is the assistant's."""
-    asked = [] if settings.prompt_key is None else as_messages(row[settings.prompt_key], row.where, settings.prompt_key)
+    asked = [] if settings.prompt_key is None else _asked(row, settings.prompt_key)
     value = [row[column]] if isinstance(row[column], Mapping) else row[column]
     if isinstance(value, str) and settings.prompt_key is None:
         raise DataError(
             f"{row.where}: column {column!r} is a text and the other answer is messages: give both in one form, or "
             "name the prompt's column with --data.prompt_key."
         )
-    messages = as_messages(value, row.where, column, role="assistant")
+    answer = value.strip() if isinstance(value, str) else value
+    messages = as_messages(answer, row.where, column, role="assistant")
     if messages[: len(asked)] != asked:  # some data sets repeat the prompt in both conversations
         messages = asked + messages
     if messages[-1]["role"] != "assistant":
@@ -222,6 +223,14 @@ def _conversation(row: Row, column: str, settings: PreferenceSettings) -> list[d
             "end it with the assistant's answer."
         )
     return messages
+
+
+def _asked(row: Row, column: str) -> list[dict[str, Any]]:
+    """The prompt's messages; a text that is a raw dialogue up to the assistant's turn is taken as its turns."""
+    value = row[column]
+    if isinstance(value, str) and value.rstrip().endswith("\n\nAssistant:"):
+        return asked_by(turns_of(value.rstrip(), row, column)[:-1])
+    return as_messages(value, row.where, column)
 
 
 def _rendered(

@@ -59,6 +59,8 @@ def test_every_form_of_a_row_gives_the_same_pair(tokenizer, jsonl):
         {"p": ASKED, "c": "See you.", "r": "No."},
         {"p": ASKED, "c": [said("See you.")], "r": said("No.")},
         {"p": ASKED, "c": whole["chosen"], "r": whole["rejected"]},
+        {"p": START, "c": " See you.", "r": " No."},
+        {"p": START + "\n", "c": "See you.", "r": [said("No.")]},
     ):
         got = one(tokenizer, jsonl([row]), **COLUMNS, apply_chat_template=True)
         assert {**asdict(got), "id": 0} == {**asdict(want), "id": 0}
