@@ -21,6 +21,16 @@ NORM_BYTES = 8
 """DeepSpeed takes the norms of gradients in float64 (`get_norm_dtype`)."""
 
 
+def step_bytes(run: ModelRun, numel: int, largest: int) -> int:
+    """What an optimizer step takes at the most, on so many trained numbers, the largest tensor with so many."""
+    width, part = BYTES[run.dtype], -(-numel // run.ranks)
+    if run.zero_stage == 0:
+        return min(numel, FLAT) * width
+    norm = NORM_BYTES * (largest if run.zero_stage < 3 else -(-largest // run.ranks))
+    taken = min(part, SUB_GROUP) if run.zero_stage == 3 else part
+    return max(norm, taken * (width + (4 if width != 4 else 0)))
+
+
 class Gradients:
     """The gradients of a rank. `arrive` is told of each that is complete, `step` is the optimizer's.
 
@@ -43,7 +53,7 @@ class Gradients:
             elif accumulated:
                 for parameter in self.trained:
                     parameter.grad = Block(ledger, parameter.numel * self.width)
-        if run.zero_stage == 3 or (run.zero_stage == 1 and accumulated):
+        if self.trained and (run.zero_stage == 3 or (run.zero_stage == 1 and accumulated)):
             self._open()
 
     def arrive(self, parameter: Parameter, block: Block) -> None:
@@ -69,19 +79,11 @@ class Gradients:
     def step(self) -> None:
         if self.run.adam_offload or not self.trained:
             return
-        if self.run.zero_stage == 0:
-            with self.ledger.kept_as("optimizer step"):
-                Block(self.ledger, min(self.numel, FLAT) * self.width)
-            return
         if self.run.zero_stage == 1:
             self._reduce_all()
+        largest = max(parameter.numel for parameter in self.trained)
         with self.ledger.kept_as("optimizer step"):
-            largest = max(parameter.numel for parameter in self.trained)
-            Block(self.ledger, NORM_BYTES * (largest if self.run.zero_stage < 3 else -(-largest // self.run.ranks)))
-            taken = min(self.part, SUB_GROUP) if self.run.zero_stage == 3 else self.part
-            flat = Block(self.ledger, taken * self.width)
-            master = Block(self.ledger, taken * 4) if self.width != 4 else None
-            del flat, master
+            Block(self.ledger, step_bytes(self.run, self.numel, largest))
 
     def _keep(self, parameter: Parameter, block: Block) -> None:
         """`.grad`: the first gradient itself, and what later ones are added to."""

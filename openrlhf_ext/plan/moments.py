@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 
-from openrlhf_ext.plan.gradients import Gradients
+from openrlhf_ext.plan.gradients import Gradients, step_bytes
 from openrlhf_ext.plan.layers import Transformer
 from openrlhf_ext.plan.logits import answer
 from openrlhf_ext.plan.operations import Operations
+from openrlhf_ext.plan.parameters import trainable_weights
 from openrlhf_ext.plan.states import state_terms
 from openrlhf_ext.plan.types import ModelRun, Pass, Phase, Term
 
@@ -92,11 +93,16 @@ def _moments(run: ModelRun, one: Pass, watched: bool) -> Peaks:
         return _simulated(run, one, watched)
     less, more = (_simulated(_shallow(run, depth), one, watched) for depth in (fewer, fewer + period))
     further = (layers - fewer) // period
-    return {
+    found = {
         moment: {kind: size + further * (more[moment].get(kind, 0) - size) for kind, size in kinds.items()}
         for moment, kinds in less.items()
         if moment in more
     }
+    if "optimizer step" in (step := found.get("step, optimizer", {})):
+        # A step goes by groups of a size of their own, however deep the model is.
+        trained = [weight.numel for weight in trainable_weights(run)]
+        step["optimizer step"] = step_bytes(run, sum(trained), max(trained))
+    return found
 
 
 def _period(windows: tuple[int | None, ...]) -> int:
