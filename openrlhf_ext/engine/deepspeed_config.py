@@ -49,6 +49,9 @@ def deepspeed_config(spec: EngineSpec, world_size: int, hidden_size: int, *, ord
         zero["zero_hpz_partition_size"] = spec.zpg
         # DeepSpeed waits for the last of several gathers only, and would read weights that have not arrived.
         zero["stage3_allgather_sequential"] = not ordered
+        if not ordered:
+            # DeepSpeed turns this off itself for a model in training; a frozen one would compute with empty weights.
+            zero["stage3_prefetch_bucket_size"] = 0
         if spec.param_offload:
             zero["offload_param"] = on_cpu
     config: dict[str, Any] = {

@@ -21,7 +21,10 @@ MOST_AHEAD = 1_000_000_000
 """Nothing is gathered ahead where so many numbers are whole already (`stage3_max_live_parameters`)."""
 
 Step = tuple[tuple[str, int], ...]
-"""A module's own weights by name, with their sizes; those that are always whole left out."""
+"""A module's own weights by name, with their sizes; those that are always whole left out, so that many are empty.
+
+They count all the same: more is gathered ahead at every module that is entered, norms and containers too.
+"""
 
 
 def always_whole(weight: Weight, hidden: int) -> bool:
@@ -35,10 +38,12 @@ def most_gathered(run: ModelRun) -> int:
     backward = any(each.backward for each in run.passes) or (run.trainable and not run.passes)
     order = [*before, *(step for layer in layers for step in layer), *after]
     if backward:
-        order += reversed(after)
+        # The head has two names, so all its hooks twice; in a backward pass they come twice again.
+        order += (step for step in reversed(after) for _ in range(2))
         for layer in reversed(layers):
             order += (*layer, *reversed(layer)) if run.gradient_checkpointing else reversed(layer)
-        order += reversed(before)
+        if run.lora is None:  # nothing flows back into a frozen embedding
+            order += reversed(before)
     return _peak(tuple(order))
 
 
@@ -48,20 +53,43 @@ def _modules(run: ModelRun) -> tuple[list[list[Step]], list[Step], list[Step]]:
     for half in adapter_parameters(run.shape, run.lora, run.kind) if run.lora else ():
         halves.setdefault(half.name.rpartition(".lora_")[0], []).append(half)
     layers: list[list[Step]] = [[] for _ in range(run.shape.layers)]
-    before: list[Step] = []
+    before: list[Step] = [(), ()]  # the model and the transformer in it
     after: list[Step] = []
     for module in _by_module(run):
         name = module[0].module
-        if "vision_tower" in name or "multi_modal" in name:
-            continue  # never called: there are no images
+        if "vision_tower" in name or "multi_modal" in name or "norm" in name:
+            continue  # no images come; norms are counted with the module behind them
         _, inside, rest = name.partition(".layers.")
-        place = layers[int(rest.partition(".")[0])] if inside else after if before else before
-        for each in (module, *([half] for half in halves.get(name, ()))):
-            if step := tuple((w.name, w.numel) for w in each if not always_whole(w, run.shape.hidden)):
-                place.append(step)
+        step = _step(run, module)
+        if inside:
+            adapted = [(), step, (), *(_step(run, [half]) for half in halves[name])] if name in halves else [step]
+            empty: list[Step] = [()] * _entered_before(run, name.rpartition(".")[2])
+            layers[int(rest.partition(".")[0])] += [*empty, *adapted]
+        elif module[0].kind == "embedding":
+            before += [step, ()]  # and the rotary one
+        else:
+            after += [(), step, step]
     if run.kind == "causal_lm" and run.shape.tied:
-        after += before
+        after += [(), before[2], before[2]]
     return layers, before, after
+
+
+def _step(run: ModelRun, module: list[Weight]) -> Step:
+    return tuple((w.name, w.numel) for w in module if not always_whole(w, run.shape.hidden))
+
+
+def _entered_before(run: ModelRun, projection: str) -> int:
+    """Norms, activations and containers that are entered between a block's projection and the one before it."""
+    norms = run.shape.norms_per_layer
+    counts = {
+        "q_proj": 3,  # block, norm, attention
+        "k_proj": int(run.shape.qk_norm),
+        "v_proj": int(run.shape.qk_norm),
+        "gate_proj": norms // 2 + 1,
+        "up_proj": 1,
+        "down_proj": 0,
+    }
+    return counts.get(projection, 0)
 
 
 def _by_module(run: ModelRun) -> Iterator[list[Weight]]:

@@ -19,7 +19,7 @@ from openrlhf_ext.device import Device
 from openrlhf_ext.engine.deepspeed_config import effective_stage
 from openrlhf_ext.engine.spec import EngineSpec
 from openrlhf_ext.models.spec import LoraSpec
-from openrlhf_ext.plan import states
+from openrlhf_ext.plan import gathered, states
 from openrlhf_ext.plan.shapes import find_shape
 from openrlhf_ext.plan.types import Lora, ModelRun
 
@@ -31,7 +31,7 @@ FROZEN: dict[str, Any] = {"trainable": False, "dtype": "bf16"}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     **{f"stage {stage}": ({"zero_stage": stage}, {}) for stage in (0, 1, 2, 3)},
     **{f"stage {stage}, bf16": ({"zero_stage": stage, "dtype": "bf16"}, {}) for stage in (1, 2, 3)},
-    **{f"stage {stage}, offload": ({"zero_stage": stage, "adam_offload": True}, {}) for stage in (1, 2, 3)},
+    **{f"stage {stage}, offload": ({"zero_stage": stage, "adam_offload": True}, {}) for stage in (1, 3)},
     "stage 2, bf16, offload": ({"zero_stage": 2, "dtype": "bf16", "adam_offload": True}, {}),
     "stage 3, bf16, float32 sums": ({"zero_stage": 3, "dtype": "bf16", "grad_accum_dtype": "fp32"}, {}),
     "stage 2, bf16, float32 sums": ({"zero_stage": 2, "dtype": "bf16", "grad_accum_dtype": "fp32"}, {}),
@@ -39,12 +39,22 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "stage 3, bf16, adapters": ({"zero_stage": 3, "dtype": "bf16"}, LORA),
     "stage 0, adapters on 4 bits": ({"zero_stage": 0}, LORA | NF4),
     "stage 2, bf16, adapters on 4 bits": ({"zero_stage": 2, "dtype": "bf16"}, LORA | NF4),
+    "stage 0, 8 bits": ({"zero_stage": 0, "eight_bit": True}, {}),
+    **{f"stage {n}, bf16, 8 bits": ({"zero_stage": n, "dtype": "bf16", "eight_bit": True}, {}) for n in (1, 2, 3)},
     "frozen": (FROZEN, {}),
-    "frozen, 4 bits": (FROZEN, NF4),
     "frozen, sharded": (FROZEN | {"zero_stage": 3}, {}),
     "frozen, offload": (FROZEN | {"param_offload": True}, {}),
     "frozen value model": (FROZEN, {"kind": "value"}),
 }
+GATHERING: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[int, int, int]]] = {
+    "some": ({}, {}, (1, 60_000, 150_000)),
+    "few at a time": ({}, {}, (30_000, 100_000, 90_000)),
+    "checkpointing": ({}, {"gradient_checkpointing": True}, (0, 150_000, 10**9)),
+    "checkpointing, ahead": ({}, {"gradient_checkpointing": True}, (5_000, 60_000, 120_000)),
+    "adapters": ({}, {"lora": LoraSpec(rank=16, alpha=8)}, (5_000, 60_000, 150_000)),
+    "frozen": ({"trainable": False}, {}, (20_000, 150_000, 10**9)),
+}
+"""Sharded engines with their limits on prefetch, reuse and live parameters, as small as the model is."""
 APART = ("ZeRO-3", "gradient bucket")
 """Terms that are compared by themselves."""
 
@@ -82,7 +92,47 @@ def held(engine: Any, before: dict[int, Any]) -> dict[str, int]:
 
 
 def every_case(rank: int, world_size: int, device: Device, path: Path) -> dict[str, Any]:
-    return {name: moments(path, device, replace(SPEC, **spec), model) for name, (spec, model) in CASES.items()}
+    answer = {name: moments(path, device, replace(SPEC, **spec), model) for name, (spec, model) in CASES.items()}
+    answer["gathered"] = {name: gathered_by(path, device, name) for name in GATHERING}
+    engine = engine_of(path, device, replace(SPEC, zero_stage=3, trainable=False))
+    micro = micro_batches(rows(0), engine.rank, engine.world_size)[0]
+    return answer | {"asked again": [engine.forward(micro) for _ in range(4)]}
+
+
+def gathered_by(path: Path, device: Device, name: str) -> int:
+    """The most numbers that were whole at a time in three steps, small weights not counted."""
+    from openrlhf_ext.engine import deepspeed_engine
+
+    fields, model, limits = GATHERING[name]
+    with pytest.MonkeyPatch.context() as patch:
+        plain = deepspeed_engine.deepspeed_config
+
+        def limited(*args: Any, **kwargs: Any) -> dict[str, Any]:
+            config = plain(*args, **kwargs)
+            config["zero_optimization"]["stage3_allgather_sequential"] = False  # as on a GPU: it turns prefetch off
+            names = ("stage3_prefetch_bucket_size", "stage3_max_reuse_distance", "stage3_max_live_parameters")
+            config["zero_optimization"] |= dict(zip(names, limits, strict=True))
+            return config
+
+        patch.setattr(deepspeed_engine, "deepspeed_config", limited)
+        engine = engine_of(path, device, replace(SPEC, zero_stage=3, **fields), **model)
+    offload = engine._runner.optimizer.parameter_offload if fields.get("trainable", True) else engine._runner.optimizer
+    coordinator, most = offload.get_param_coordinator(), [0]
+    fetch = coordinator.fetch_sub_module
+    large = [p for p in engine.model.parameters() if not p.ds_persist]
+
+    def watched(*args: Any, **kwargs: Any) -> None:
+        fetch(*args, **kwargs)
+        most[0] = max(most[0], sum(p.ds_numel for p in large if p.ds_status.name != "NOT_AVAILABLE"))
+
+    coordinator.fetch_sub_module = watched
+    micros = micro_batches(rows(0), engine.rank, engine.world_size)
+    for _ in range(3):
+        if engine.spec.trainable:
+            engine.forward_backward(micros[0], Weighted(), denominators(rows(0)))
+        else:
+            engine.forward(micros[0])
+    return most[0]
 
 
 def moments(path: Path, device: Device, spec: EngineSpec, model: dict[str, Any]) -> dict[str, dict[str, int]]:
@@ -129,6 +179,7 @@ def run_of(folder: Path, case: str) -> ModelRun:
         zero_stage=effective_stage(spec),
         lora=lora and Lora(lora.rank, lora.alpha, lora.target_modules),
         load_in_4bit=model.get("load_in_4bit", False),
+        eight_bit=spec.eight_bit,
         adam_offload=spec.adam_offload,
         param_offload=spec.param_offload,
         grad_accum_dtype=spec.grad_accum_dtype,
@@ -168,3 +219,29 @@ def test_the_bucket_is_as_large_as_it_is_for_any_model(measured: list[dict[str, 
 def test_small_weights_are_whole_after_a_step(measured: list[dict[str, Any]], folder: Path, case: str):
     expected = planned(run_of(folder, case), "publish")["ZeRO-3 norms, biases and small adapters kept whole"]
     assert {answer[case]["publish"]["whole"] for answer in measured} == {expected}
+
+
+@pytest.mark.parametrize("name", GATHERING)
+def test_so_many_weights_are_whole_at_a_time(
+    measured: list[dict[str, Any]], folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    fields, model, limits = GATHERING[name]
+    for constant, limit in zip(("PREFETCH", "REUSE", "MOST_AHEAD"), limits, strict=True):
+        monkeypatch.setattr(gathered, constant, limit)
+    gathered._peak.cache_clear()
+    lora = model.get("lora")
+    run = replace(
+        run_of(folder, "stage 3"),
+        trainable=fields.get("trainable", True),
+        lora=lora and Lora(lora.rank, lora.alpha),
+        gradient_checkpointing=model.get("gradient_checkpointing", False),
+    )
+    most = gathered.most_gathered(run)
+    gathered._peak.cache_clear()
+    assert most == pytest.approx(max(answer["gathered"][name] for answer in measured), rel=0.02)
+
+
+def test_a_sharded_frozen_model_answers_the_same_once_its_order_is_known(measured: list[dict[str, Any]]):
+    for answer in measured:
+        first, *later = answer["asked again"]
+        assert all(torch.equal(first, again) for again in later)
