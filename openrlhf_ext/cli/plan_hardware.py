@@ -32,7 +32,7 @@ def hardware_of(command: str, parsed: Parsed, request: PlanRequest) -> Hardware:
     if parsed.preset is not None and parsed.preset.card is not None and not on_cpu:
         return Hardware(card_named(parsed.preset.card), device.count or parsed.preset.count, nodes, host)
     here = [] if on_cpu else cards_of_this_machine()
-    if not here and (device.count is not None or config.device.type == "cuda"):
+    if not here and (device.count is not None or config.device.type not in ("auto", "cpu")):
         raise ConfigError("there is no GPU here to plan for: name one with --device.gpu or --device.memory_gb.")
     host = host or host_bytes()
     if not here:

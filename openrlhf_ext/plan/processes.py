@@ -18,7 +18,7 @@ REWARD = 190_000_000
 """A file of rewards that imports torch (`rewards.child`)."""
 RAY = 430_000_000
 """Its seven processes on a machine: gcs, raylet, monitor, log monitor, and the agents of the dashboard and the rest."""
-CUDA_HOST = 500_000_000
+DRIVER_ON_HOST = 500_000_000
 """What CUDA's libraries add to a process. Not measured (no GPU was at hand): an estimate."""
 TOKEN_IN_DRIVER = 240
 """Of one token of a step's rollouts: 91 in Python's tuples and 28 in the padded batch (both measured over 512 rollouts
@@ -71,13 +71,13 @@ def with_process(setup: Setup) -> list[ModelRun]:
 
 
 def _on_host(setup: Setup) -> Iterator[Term]:
-    cuda = CUDA_HOST if setup.hardware.on_gpu else 0
+    of_driver = DRIVER_ON_HOST if setup.hardware.on_gpu else 0
     alone = in_one_process(setup)
     for run in with_process(setup):
         size = SUPERVISED if alone else WORKER
-        yield Term(run.role, "Python and libraries", size + cuda, "host", run.pool, EVER)
+        yield Term(run.role, "Python and libraries", size + of_driver, "host", run.pool, EVER)
     for engine in setup.engines:
-        yield Term(engine.role, "Python and libraries", ENGINE + cuda, "host", engine.pool, EVER)
+        yield Term(engine.role, "Python and libraries", ENGINE + of_driver, "host", engine.pool, EVER)
 
 
 def in_one_process(setup: Setup) -> bool:
