@@ -28,7 +28,7 @@ ALTERNATING = (
     "{{ raise_exception('roles must alternate') }}{% endif %}{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}:{% endif %}"
 )
-HUGE = "many words " * 200_000
+HUGE = "many words " * 40_000
 
 
 def sft(name: str, said: str, data: Write | list[Any], **settings: Any) -> Bad:
