@@ -16,7 +16,7 @@ from openrlhf_ext.plan.logits import answer
 from openrlhf_ext.plan.operations import Operations
 from openrlhf_ext.plan.parameters import trainable_weights
 from openrlhf_ext.plan.states import state_terms
-from openrlhf_ext.plan.types import ModelRun, Pass, Phase, Term
+from openrlhf_ext.plan.types import SCORERS, ModelRun, Pass, Phase, Term
 
 NAMES = {
     "activations": "activations",
@@ -48,7 +48,7 @@ def transient_terms(run: ModelRun, *, watched: bool = False) -> list[Term]:
 
 def _passes(run: ModelRun) -> dict[Phase, tuple[Pass, ...]]:
     """What is computed in each phase; a supervised model is evaluated by forward passes of its own."""
-    if run.role == "reward":
+    if run.role in SCORERS:
         return {"score": run.passes}
     found: dict[Phase, tuple[Pass, ...]] = {"train": run.passes}
     if run.role == "model":

@@ -8,11 +8,17 @@ from typing import Any, Literal
 
 from openrlhf_ext.plan.placing import Cut, forward_options, frozen_options, training_options
 from openrlhf_ext.plan.shapes import find_shape
-from openrlhf_ext.plan.types import DataSize, EngineRun, Hardware, Kind, ModelRun, Pass, Phase, Role, Setup
+from openrlhf_ext.plan.types import SCORERS, DataSize, EngineRun, Hardware, Kind, ModelRun, Pass, Phase, Role, Setup
 
-Section = Literal["actor", "critic", "ref", "reward"]
+Section = Literal["actor", "critic", "ref", "reward", "student"]
 """A role by the name of its flags."""
-ROLES: dict[Section, Role] = {"actor": "policy", "critic": "critic", "ref": "reference", "reward": "reward"}
+ROLES: dict[Section, Role] = {
+    "actor": "policy",
+    "critic": "critic",
+    "ref": "reference",
+    "reward": "reward",
+    "student": "student",
+}
 RANK_OWNERS: tuple[Section, ...] = ("actor", "critic")
 
 ALL: frozenset[Phase] = frozenset({"load", "generate", "score", "train", "publish", "save"})
@@ -23,6 +29,7 @@ AWAKE: dict[Role, frozenset[Phase]] = {
     "reference": frozenset({"load", "train"}),
     "critic": frozenset({"load", "train", "save"}),
     "reward": frozenset({"load", "score"}),
+    "student": frozenset({"load", "score"}),
     "engines": frozenset({"generate", "publish", "save"}),
     "judge": frozenset({"score"}),
 }
@@ -42,6 +49,8 @@ def rl_setup(config: Any, explicit: frozenset[str], hardware: Hardware, data: Da
         models.append(roles.trained("critic"))
     if config.has_reward_model:
         models.append(roles.frozen("reward"))
+    if config.student.model_name_or_path is not None:
+        models.append(roles.frozen("student"))
     engines = [roles.engines()]
     if config.judge.model_name_or_path is not None:
         engines.append(roles.judge())
@@ -67,7 +76,7 @@ def pools_of(config: Any) -> dict[str, str]:
     """Which roles share GPUs with which, by the names of their flags; a role that is not named has its own."""
     train = config.train
     if train.colocate_all:
-        shared = ("actor", "ref", "critic", "reward")
+        shared = ("actor", "ref", "critic", "reward", "student")
         return dict.fromkeys(shared if train.async_enable else (*shared, "vllm", "judge"), "all")
     pools: dict[str, str] = {}
     if train.colocate_actor_ref:
@@ -82,6 +91,8 @@ def model_name(config: Any, role: Section) -> str:
     policy, reward = config.actor.model_name_or_path, config.reward.model_name_or_path
     if role == "reward":
         name = reward
+    elif role == "student":
+        name = config.student.model_name_or_path
     elif role == "critic":
         name = config.critic.model_name_or_path or (reward if config.reward.remote_url is None else policy)
     else:
@@ -112,7 +123,7 @@ class _Roles:
 
     def _model(self, role: Section, kind: Kind) -> ModelRun:
         config, name = self.config, ROLES[role]
-        overlapping = config.train.async_enable and role == "reward"
+        overlapping = config.train.async_enable and ROLES[role] in SCORERS
         sleeps = config.ds.enable_sleep and self.hardware.on_gpu and not overlapping
         return ModelRun(
             role=name,
@@ -144,9 +155,8 @@ class _Roles:
 
     def _train_cut(self, run: ModelRun) -> Cut:
         train = self.config.train
-        return self._cut(
-            run.kind, train.micro_batch_size, train.max_tokens_per_gpu if train.dynamic_batch_enable else None
-        )
+        budget = train.max_tokens_per_gpu if train.dynamic_batch_enable else None
+        return self._cut(run.kind, train.micro_batch_size, budget)
 
     def _tempered(self, run: ModelRun) -> bool:
         return run.kind == "causal_lm" and self.config.rollout.temperature != 1.0

@@ -21,7 +21,7 @@ from openrlhf_ext.plan.flops import block_parameters, forward_flops, train_flops
 from openrlhf_ext.plan.parameters import total_parameters, trainable_parameters
 from openrlhf_ext.plan.setup_supervised import reference_strategy
 from openrlhf_ext.plan.states import states_bytes
-from openrlhf_ext.plan.types import BYTES, Arithmetic, EngineRun, ModelRun, Setup, Time
+from openrlhf_ext.plan.types import BYTES, SCORERS, Arithmetic, EngineRun, ModelRun, Setup, Time
 
 EFFICIENCY: dict[str, float] = {
     # Training with kernels that are not fused: 30 to 50 % of the dense peak is what large runs report (Chowdhery et
@@ -207,8 +207,8 @@ class _Work:
 
     def _score(self, judge: EngineRun | None) -> float:
         seconds = 0.0
-        if "reward" in self.models:
-            seconds += self.forward(self.models["reward"], self.sequences, self.length)
+        for scorer in SCORERS & self.models.keys():
+            seconds += self.forward(self.models[scorer], self.sequences, self.length)
         if judge is not None:
             most = self.config.judge.max_new_tokens
             seconds += self._sampling(judge, self.sequences / judge.count, self.length, most, most, 1)

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 
 from openrlhf_ext.plan.gathered import always_whole, most_gathered
 from openrlhf_ext.plan.parameters import Weight, adapter_parameters, parameters, trainable_weights
-from openrlhf_ext.plan.types import BYTES, ModelRun, Phase, Place, Term
+from openrlhf_ext.plan.types import BYTES, SCORERS, ModelRun, Phase, Place, Term
 
 PHASES: frozenset[Phase] = frozenset(get_args(Phase))
 TRAIN: frozenset[Phase] = frozenset({"train"})
@@ -145,7 +145,7 @@ def _scales(weight: Weight) -> tuple[int, int]:
 def _gathered(run: ModelRun, weights: list[Weight]) -> Iterator[_State]:
     """Whole weights beside the shards. One rank's shard is the weight itself, so it costs nothing there."""
     width, hidden = BYTES[run.dtype], run.shape.hidden
-    compute: frozenset[Phase] = frozenset({"score"}) if run.role == "reward" else COMPUTE
+    compute: frozenset[Phase] = frozenset({"score"}) if run.role in SCORERS else COMPUTE
     asleep: Literal["gone", "stays"] = "gone" if run.trainable else "stays"
     if run.ranks > 1:
         small = tuple(width * weight.numel for weight in weights if always_whole(weight, hidden))

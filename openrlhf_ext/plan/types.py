@@ -8,8 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Role = Literal["policy", "reference", "critic", "reward", "judge", "engines", "model", "driver"]
+Role = Literal["policy", "reference", "critic", "reward", "student", "judge", "engines", "model", "driver"]
 """`model` is the one model of a supervised command; `driver` the processes around the models."""
+SCORERS: frozenset[Role] = frozenset({"reward", "student"})
+"""The models that compute in `score`."""
 
 Phase = Literal["load", "generate", "score", "train", "publish", "save", "evaluate"]
 """`train` holds inference, forward, backward and the optimizer: roles do not sleep between them."""
