@@ -66,11 +66,40 @@ def left_behind(rank: int, world_size: int, device: Device, path: Path) -> dict[
     return answer
 
 
+def stayed_on_the_host(rank: int, world_size: int, device: Device, path: Path) -> dict[int, tuple[bool, list[float]]]:
+    """By stage, with the optimizer on the CPU: whether its tensors are where they were before a sleep, and the losses
+    of two steps without a sleep between them and with one."""
+    sleeper = replace(device, capabilities=device.capabilities | {"sleep"})
+    answer = {}
+    for stage in (1, 2, 3):
+        spec = replace(SPEC, zero_stage=stage, adam_offload=True)
+        engine = engine_of(path, sleeper, spec)
+        train_step(engine, 0)
+        offloaded = [t for state in engine._runner.optimizer.optimizer.state.values() for t in state.values()]
+        names = ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat")
+        offloaded += next(getattr(engine._runner.optimizer, n) for n in names if hasattr(engine._runner.optimizer, n))
+        before = [t.data_ptr() for t in offloaded]
+        engine.sleep()
+        engine.wake()
+        same = before == [t.data_ptr() for t in offloaded]
+        awake = engine_of(path, device, spec)
+        train_step(awake, 0)
+        answer[stage] = (same, [train_step(each, 1)["loss"].value for each in (engine, awake)])
+    return answer
+
+
+def both(rank: int, world_size: int, device: Device, path: Path) -> dict[str, Any]:
+    return {
+        **left_behind(rank, world_size, device, path),
+        "offload": stayed_on_the_host(rank, world_size, device, path),
+    }
+
+
 @pytest.fixture(scope="module")
 def answer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sleep")
     scenarios.build_model(folder / "model", tied=True)
-    return scenarios.spawn(1, left_behind, folder, folder / "model")[0]
+    return scenarios.spawn(1, both, folder, folder / "model")[0]
 
 
 @pytest.mark.parametrize("engine", [*(f"trained {s}" for s in TRAINED), *(f"frozen {s}" for s in FROZEN)])
@@ -90,3 +119,10 @@ def test_the_watch_sees_what_is_held():
     del alias
     gc.collect()
     assert storage() is None
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_an_optimizer_on_the_host_stays_there(answer, stage):
+    same, (slept, awake) = answer["offload"][stage]
+    assert same
+    assert slept == awake
