@@ -11,7 +11,7 @@ from openrlhf_ext.plan.changes import Search, as_text
 from openrlhf_ext.plan.make import verdict_of
 from openrlhf_ext.plan.moves import CHOSEN_ALONE
 from openrlhf_ext.plan.trial import Command, Trials
-from openrlhf_ext.plan.types import Change, DataSize, Hardware
+from openrlhf_ext.plan.types import Change, DataSize, Hardware, Memory
 
 RESERVE = 0.05
 """Of a GPU's and the machine's memory, which what is chosen leaves free."""
@@ -89,7 +89,6 @@ def _values(search: Search, path: str) -> list[int]:
 def _as_changes(search: Search, values: dict[str, Any]) -> Iterator[Change]:
     """What `climb` took has its own words; a larger micro-batch costs what it takes of the memory."""
     said = {change.flag: change for change in search.changes()}
-    before = search.trial.memory.gpu_peak or search.trial.memory.host_peak
     for path, value in values.items():
         if value == get(search.trials.config, path):
             continue
@@ -97,7 +96,13 @@ def _as_changes(search: Search, values: dict[str, Any]) -> Iterator[Change]:
         if taken is not None and taken.value == as_text(value):
             yield taken
             continue
-        trial = search.trials.of(values)
-        assert trial is not None, "what was chosen was planned"
-        after = trial.memory.gpu_peak or trial.memory.host_peak
-        yield Change(f"--{path}", as_text(value), before - after, "memory that was free, for fewer and larger passes")
+        with_it, without = (
+            search.trials.of(some) for some in (values, {name: v for name, v in values.items() if name != path})
+        )
+        assert with_it is not None and without is not None, "what was chosen was planned"
+        more = _peak(with_it.memory) - _peak(without.memory)
+        yield Change(f"--{path}", as_text(value), -more, "memory that was free, for fewer and larger passes")
+
+
+def _peak(memory: Memory) -> int:
+    return memory.gpu_peak or memory.host_peak

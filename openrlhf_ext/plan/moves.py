@@ -107,6 +107,19 @@ def least_judge_share(setup: Setup) -> Offer | None:
     return _share(setup, "judge", 1)
 
 
+def cache_without_gpu(setup: Setup) -> Offer | None:
+    """On a CPU the cache is as large as a flag says, and may not hold a sequence."""
+    if setup.hardware.on_gpu or all(misfit(run, setup.hardware) is None for run in setup.engines):
+        return None
+    size = setup.config.vllm.kv_cache_gb
+    while size < 1024:
+        size *= 2
+        runs = (replace(run, kv_cache_bytes=int(size * 2**30)) for run in setup.engines)
+        if all(misfit(run, setup.hardware) is None for run in runs):
+            return offer("vllm.kv_cache_gb", [size], lambda values: "memory: the cache holds no sequence as it is")
+    return None
+
+
 def checkpointing(setup: Setup) -> Offer | None:
     section = "actor" if setup.command == "rl" else "model"
     if getattr(setup.config, section).gradient_checkpointing_enable:
@@ -229,7 +242,7 @@ def more_gpus(setup: Setup) -> Offer | None:
 
 GROUPS: tuple[tuple[Move, ...], ...] = (
     (smaller_chunk, smaller_micro_batch, smaller_token_budget, smaller_inference_batch),
-    (shared_gpus, sleeping_engines, sleeping_judge, sleeping_models, engine_share, judge_share),
+    (shared_gpus, sleeping_engines, sleeping_judge, sleeping_models, engine_share, judge_share, cache_without_gpu),
     (reference_elsewhere, more_sharding, checkpointing),
     (offloaded_reward, offloaded_reference, offloaded_optimizer, least_engine_share, least_judge_share),
     (moments_in_8_bits, adapters, four_bits),

@@ -10,6 +10,7 @@ from planned_runs import DPO, LORA, REINFORCE, arguments, fits, with_changes
 from openrlhf_ext.plan.changes import changes_for, searched
 from openrlhf_ext.plan.make import make_plan
 from openrlhf_ext.plan.trial import Trials
+from openrlhf_ext.plan.types import Hardware
 
 
 def test_reinforce_with_a_judge_fits_96_gb_once_roles_sleep():
@@ -107,6 +108,15 @@ def test_too_few_gpus_are_shared():
     plan = make_plan(*arguments("rl", flags, 80))
     assert plan.verdict == "does not fit" and plan.memory.misfits
     assert plan.changes[0].flag == "--train.colocate_all"
+
+
+def test_a_cache_on_a_cpu_is_made_large_enough():
+    flags = "--actor.model_name_or_path Qwen/Qwen3-0.6B --algo.advantage.estimator reinforce --data.max_len 8192"
+    command, config, explicit, _, data = arguments("rl", flags, 80)
+    (change,) = changes_for(command, config, explicit, Hardware(None, 0, 1, 10**12), data)
+    assert (change.flag, change.value) == ("--vllm.kv_cache_gb", "1")
+    config = arguments("rl", with_changes(flags, (change,)), 80)[1]
+    assert make_plan(command, config, explicit, Hardware(None, 0, 1, 10**12), data).memory.fits
 
 
 @pytest.mark.parametrize(("command", "flags", "gigabytes", "hardware"), CASES)
