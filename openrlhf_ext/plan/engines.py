@@ -36,6 +36,7 @@ WORKSPACES = 200_000_000
 """Of attention, cuBLAS and the inputs of a step. Not measured here: a sleeping Qwen3-4B has 1.19 GiB of its GPU in use
 (github.com/vllm-project/vllm issue 28714), which graphs and a context do not explain."""
 SMALL = 1 << 20
+"""Bytes up to which torch's allocator puts tensors together in one segment."""
 STAGING = 64 << 20
 """The trainer's staging buffer is a multiple of this (`rollout.transfer`)."""
 
@@ -163,9 +164,7 @@ def bucket_terms(engine: EngineRun, policy: ModelRun, hardware: Hardware) -> lis
     publish: frozenset[Phase] = frozenset({"publish"})
     # Sharded weights are gathered for their bucket, adapters are merged into new tensors.
     whole = size * ((policy.zero_stage == 3) + (policy.lora is not None))
-    sent: list[Term] = (
-        [Term("policy", "gathered and merged weights", whole, "gpu", policy.pool, publish)] if whole else []
-    )
+    sent = [Term("policy", "gathered and merged weights", whole, "gpu", policy.pool, publish)]
     layer = max(_layer_bytes(policy.shape, BYTES[policy.dtype]) // engine.tensor_parallel, 1)
     if not hardware.on_gpu:
         # The bucket, and the object store's copy of it, which the engines read in place. The store keeps its pages.
