@@ -79,7 +79,7 @@ def check(command: str, flags: Sequence[str], limit_s: float) -> tuple[list[Find
     """What there is to say of a command line, the worst last; and exceptions of our own making."""
     try:
         parsed, violations = examine(command, flags)
-        fine, wrong, lanes = not violations, list(flag_findings(parsed, violations)), lanes_of(command)
+        fine, wrong, lanes = not violations, list(flag_findings(command, parsed, violations)), lanes_of(command)
     except ConfigError as raised:  # no list of flags at all: the machine can be looked at all the same
         parsed, fine = Parsed(COMMANDS[command](), frozenset(), ()), False
         unread = warning("others", "only the machine was looked at", "correct the command line, and check again.")
@@ -87,7 +87,9 @@ def check(command: str, flags: Sequence[str], limit_s: float) -> tuple[list[Find
     subject = Subject(command, parsed, flags_are_right=fine, limit_s=limit_s)
     found = run_lanes(lanes, subject, time.monotonic() + limit_s)
     findings = list(_each_said_once([*wrong, *found.findings]))
-    return sorted(findings, key=lambda finding: LEVELS.index(finding.level)), found.defects
+    areas = list(dict.fromkeys(finding.area for finding in findings))
+    in_groups = sorted(findings, key=lambda finding: (LEVELS.index(finding.level), areas.index(finding.area)))
+    return in_groups, found.defects
 
 
 def lanes_of(command: str) -> list[Lane]:

@@ -22,8 +22,11 @@ from broken_setups import Served, prepare_broken, reward_server
 from ray_cluster import ROOT, ray_cluster
 
 from openrlhf_ext.cli.check import main
+from openrlhf_ext.device.host_memory import host_bytes
 
 WITHIN_S = 15
+BYTES_PER_TOKEN = 80_000
+"""Less than a token takes of the machine's memory with this model and these flags."""
 BUSY = ["--limit_s", "60"]  # the tests' machine may be doing much else
 RL = shlex.split("""
 --device cpu --ds.param_dtype fp32 --actor.model_name_or_path model --reward.remote_url good.py
@@ -74,6 +77,12 @@ ERRORS = {
         "flags",
         ["--rollout.n_sample_per_prompt", "no such flag"],
         ["did you mean --rollout.n_samples_per_prompt"],
+    ),
+    "nothing to train on": (
+        "rl --data.prompt_dataset None",
+        "flags",
+        ["--data.prompt_dataset is required"],
+        ["give the prompts, a file, folder or hub name"],
     ),
     # --- device
     "4 ranks for sft": (
@@ -335,6 +344,12 @@ ERRORS = {
         ["lower --ckpt.max_num"],
     ),
     # --- the machine and the cluster
+    "more memory than the machine has": (
+        "rl --data.max_len {endless} --rollout.max_new_tokens 100000",
+        "memory",
+        ["This run does not fit", "a machine's processes would hold", "too little"],
+        ["--plan.force starts it all the same"],
+    ),
     "a dashboard port in use": (
         "rl --ray.dashboard --ray.dashboard_port {taken}",
         "machine",
@@ -420,28 +435,29 @@ def named(found: list[dict[str, Any]], level: str, area: str, text: list[str], r
     ]
 
 
-def command_of(flags: str, served: Served, ports: dict[str, int]) -> list[str]:
-    places = {"broken": served.broken, "absent": served.absent, **ports}
+def command_of(flags: str, served: Served, numbers: dict[str, int]) -> list[str]:
+    places = {"broken": served.broken, "absent": served.absent, **numbers}
     name, *rest = shlex.split(flags.format(**places))
     return [name, *COMMANDS[name], *rest]
 
 
 @pytest.fixture
-def ports() -> Iterator[dict[str, int]]:
-    """A port that something listens on, and one that nothing does."""
+def numbers() -> Iterator[dict[str, int]]:
+    """A port that something listens on, one that nothing does; and a length that no machine like this has room for."""
     with socket.socket() as closed, socket.socket() as taken:
         closed.bind(("127.0.0.1", 0))
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        yield {"closed": closed.getsockname()[1], "taken": taken.getsockname()[1]}
+        endless = 100_001 + host_bytes() // BYTES_PER_TOKEN
+        yield {"closed": closed.getsockname()[1], "taken": taken.getsockname()[1], "endless": endless}
 
 
 @pytest.mark.parametrize("case", ERRORS)
 def test_a_fault_is_named_with_its_remedy(
-    case: str, capsys: pytest.CaptureFixture[str], served: Served, ports: dict[str, int]
+    case: str, capsys: pytest.CaptureFixture[str], served: Served, numbers: dict[str, int]
 ):
     flags, area, text, remedy = ERRORS[case]
-    command = command_of(flags, served, ports)
+    command = command_of(flags, served, numbers)
     found = findings(command, capsys, exit_code=2)
     errors = [item for item in found if item["level"] == "error"]
     assert named(found, "error", area, text, remedy), errors
@@ -452,10 +468,10 @@ def test_a_fault_is_named_with_its_remedy(
 
 @pytest.mark.parametrize("case", WARNINGS)
 def test_what_is_probably_not_meant_is_a_warning(
-    case: str, capsys: pytest.CaptureFixture[str], served: Served, ports: dict[str, int]
+    case: str, capsys: pytest.CaptureFixture[str], served: Served, numbers: dict[str, int]
 ):
     flags, area, text, remedy = WARNINGS[case]
-    found = findings(command_of(flags, served, ports), capsys, exit_code=0)
+    found = findings(command_of(flags, served, numbers), capsys, exit_code=0)
     assert named(found, "warning", area, text, remedy), [item for item in found if item["level"] == "warning"]
 
 

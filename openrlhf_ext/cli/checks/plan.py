@@ -36,11 +36,11 @@ def find_plan(subject: Subject) -> Iterator[Finding]:
     if can_start(plan):
         yield ok(MEMORY, f"the plan's peaks: {peaks}")
     else:
-        text, remedy = in_two(refusal(plan).replace("This run does not fit: ", "it does not fit, ", 1))
+        text, _, remedy = refusal(plan).rpartition("; ")
         level = warning if parsed.config.plan.force else error
         yield level(MEMORY, text, remedy)
     free = free_host_bytes()
-    if free is not None and memory.host_peak > free:
+    if can_start(plan) and free is not None and memory.host_peak > free:
         yield warning(
             MEMORY,
             f"the run will hold {memory.host_peak / 1e9:.1f} GB on the host, and {free / 1e9:.1f} GB are free now",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openrlhf_ext.cli.checks.finding import Finding, ok, warning
-from openrlhf_ext.cli.checks.subject import Subject
+from openrlhf_ext.cli.checks.subject import NotThereError, Subject
 from openrlhf_ext.data.tables import parse_probs
 from openrlhf_ext.plan.types import DataSize
 
@@ -26,6 +26,8 @@ HEAD, TAIL = 200, 80
 def find_rows(subject: Subject) -> Iterator[Finding]:
     data = subject.config.data
     try:
+        if not (data.prompt_dataset if subject.command == "rl" else data.dataset):
+            raise NotThereError("a data set")
         if subject.command == "rl":
             yield from _prompts(subject, AREA, data.prompt_dataset, data.prompt_split, data.prompt_probs)
         else:
