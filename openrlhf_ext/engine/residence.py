@@ -17,7 +17,7 @@ from openrlhf_ext.models.quantised import scales
 def leave(runner: Any, stage: int, spec: EngineSpec) -> None:
     """Move the state of a DeepSpeed engine (or of a plain module) to host memory."""
     if _has_zero_optimizer(stage, spec):
-        runner.offload_states(include=_states_deepspeed_moves(stage, spec), pin_memory=True, non_blocking=False)
+        runner.offload_states(include=_states_deepspeed_moves(stage), pin_memory=True, non_blocking=False)
     if _is_sharded(stage, spec):
         _point_shards_to(runner.optimizer, _on_host(runner.optimizer.lp_param_buffer))
     for tensor in _other_tensors(runner, stage, spec):
@@ -56,11 +56,8 @@ def _is_sharded(stage: int, spec: EngineSpec) -> bool:
     return spec.trainable and stage == 3
 
 
-def _states_deepspeed_moves(stage: int, spec: EngineSpec) -> list[State]:
+def _states_deepspeed_moves(stage: int) -> list[State]:
     everything = list(State)
-    if spec.adam_offload:
-        # They are on the host, and DeepSpeed would bring them "back" to the device.
-        everything = [state for state in everything if state in (State.lp_params, State.contiguous_grad_buffer)]
     if stage < 3:
         return everything
     # At stage 3 it moves optimizer state for its own compiled Adam only (ours is torch's), and takes the buffer
