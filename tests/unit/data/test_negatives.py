@@ -140,6 +140,7 @@ def test_the_seed_decides_and_other_rows_do_not(tmp_path):
     ("answers", "said"),
     [
         (["Yes", "No"], "no rule of entity_swap, negation, fabricated_finding could change any of the 2 answers"),
+        (["Give 0 mg"], "could change any of the 1 answers"),  # ten times nothing is nothing
         ([["a list"]], "row 1 of rows: column 'a' is list, not text"),
     ],
 )

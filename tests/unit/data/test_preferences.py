@@ -177,6 +177,7 @@ def test_what_is_cut(tmp_path_factory, make_tokenizer, prompt, chosen, rejected,
         assert not {"cut_prompts", "cut_responses"} & loaded.counts.keys()
     else:
         assert len(got[0]) + longest == limit, "no more is cut than needed"
+        assert len(got[0]) >= min(len(full[0]), limit // 2), "half of the room is the prompt's if it needs it"
         if got[1:] != full[1:]:
             assert len(got[0]) <= max(limit // 2, 1), "an answer gives way to half of the room at most"
         assert loaded.counts["cut_prompts"] == (got[0] != full[0])
@@ -199,11 +200,11 @@ def test_a_cut_prompt_keeps_its_bos(make_tokenizer, jsonl):
 def test_rows_left_out_are_counted_by_reason_and_listed(tokenizer, jsonl, tmp_path):
     rows = [
         {"p": "x", "c": "yes", "r": "no"},
+        {"p": "x", "c": "ye<|im_end|>s", "r": "no"},
         {"p": "x", "c": "yes", "r": "yes\n"},
         {"p": "x", "c": " ", "r": "no"},
         {"p": "x", "c": "<|im_end|>", "r": "no"},
         {"p": "", "c": "yes", "r": "no"},
-        {"p": "x", "c": "ye<|im_end|>s", "r": "no"},
         {"p": "x", "c": "yes, a very long time", "r": "yes, a very long way"},
     ]
     loaded = load(tokenizer, jsonl(rows), **COLUMNS, max_tokens=12)
@@ -221,11 +222,11 @@ def test_rows_left_out_are_counted_by_reason_and_listed(tokenizer, jsonl, tmp_pa
     write_dropped(tmp_path / "run" / "dropped.jsonl", loaded.dropped)
     listed = [json.loads(line) for line in (tmp_path / "run" / "dropped.jsonl").read_text().splitlines()]
     assert [(row["row"], row["reason"]) for row in listed] == [
-        (2, "identical"),
-        (3, "empty_response"),
+        (2, "eos_inside"),
+        (3, "identical"),
         (4, "empty_response"),
-        (5, "empty_prompt"),
-        (6, "eos_inside"),
+        (5, "empty_response"),
+        (6, "empty_prompt"),
         (7, "identical_when_cut"),
     ]
     assert {row["source"] for row in listed} == {"rows"}
