@@ -107,6 +107,14 @@ def least_judge_share(setup: Setup) -> Offer | None:
     return _share(setup, "judge", 1)
 
 
+def wider_engines(setup: Setup) -> Offer | None:
+    return _wider(setup, "engines")
+
+
+def wider_judge(setup: Setup) -> Offer | None:
+    return _wider(setup, "judge")
+
+
 def cache_without_gpu(setup: Setup) -> Offer | None:
     """On a CPU the cache is as large as a flag says, and may not hold a sequence."""
     if setup.hardware.on_gpu or all(misfit(run, setup.hardware) is None for run in setup.engines):
@@ -242,7 +250,8 @@ def more_gpus(setup: Setup) -> Offer | None:
 
 GROUPS: tuple[tuple[Move, ...], ...] = (
     (smaller_chunk, smaller_micro_batch, smaller_token_budget, smaller_inference_batch),
-    (shared_gpus, sleeping_engines, sleeping_judge, sleeping_models, engine_share, judge_share, cache_without_gpu),
+    (shared_gpus, sleeping_engines, sleeping_judge, sleeping_models, engine_share, judge_share),
+    (wider_engines, wider_judge, cache_without_gpu),
     (reference_elsewhere, more_sharding, checkpointing),
     (offloaded_reward, offloaded_reference, offloaded_optimizer, least_engine_share, least_judge_share),
     (moments_in_8_bits, adapters, four_bits),
@@ -252,7 +261,7 @@ GROUPS: tuple[tuple[Move, ...], ...] = (
 )
 """From the cheapest: no group is asked before those above it have given all they can."""
 
-CHOSEN_ALONE: frozenset[Move] = frozenset({*GROUPS[0], *GROUPS[1][1:], checkpointing, *GROUPS[3]})
+CHOSEN_ALONE: frozenset[Move] = frozenset({*GROUPS[0], *GROUPS[1][1:], cache_without_gpu, checkpointing, *GROUPS[4]})
 """What `--memory.auto` may do: the same is trained, on the same GPUs, and resumes from the same checkpoints."""
 
 
@@ -278,6 +287,18 @@ def _share(setup: Setup, role: Role, sequences: int) -> Offer | None:
         return offer(path, able[:1], lambda values: "memory for others: its cache holds no sequence as it is")
     smaller = [share for share in reversed(able) if share < run.utilization]
     return offer(path, smaller, lambda values: "a smaller cache, so fewer sequences are written at a time")
+
+
+def _wider(setup: Setup, role: Role) -> Offer | None:
+    """More GPUs for an engine that one cannot hold; those that share GPUs with training take one (`cli.rl_roles`)."""
+    run = next((run for run in setup.engines if run.role == role), None)
+    if run is None or misfit(run, setup.hardware) is None or run.pool == _trained(setup).pool:
+        return None
+    counts = [count for count in (2, 4, 8) if run.tensor_parallel < count <= setup.hardware.count]
+    able = [count for count in counts if run.shape.heads % count == 0]
+    able = [count for count in able if _holds(replace(run, tensor_parallel=count), setup.hardware, 1)]
+    path = "judge.tensor_parallel_size" if role == "judge" else "vllm.tensor_parallel_size"
+    return offer(path, able[:1], lambda values: f"engines of {values[path]} GPUs each, which pass activations on")
 
 
 def _holds(run: EngineRun, hardware: Hardware, sequences: int) -> bool:

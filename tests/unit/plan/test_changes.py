@@ -40,6 +40,11 @@ def test_dpo_of_7b_is_brought_to_12_gb_by_training_something_else():
     assert fits("dpo", with_changes(DPO, changes), 12)
 
 
+LARGE_ENGINE = (
+    "--actor.model_name_or_path meta-llama/Llama-3.1-70B --algo.advantage.estimator reinforce --ds.zero_stage 3 "
+    "--actor.num_gpus_per_node 8 --rollout.batch_size 128 --train.batch_size 128 "
+    "--algo.kl.init_coef 0 --ds.lora.rank 16 --actor.gradient_checkpointing_enable"
+)
 QLORA_27B = (
     "--model.model_name_or_path google/medgemma-27b-text-it --ds.lora.rank 384 --ds.lora.alpha 768 --ds.load_in_4bit "
     "--adam.eight_bit --train.micro_batch_size 4 --train.batch_size 32 --data.max_len 1024 "
@@ -62,6 +67,7 @@ CASES = [
         {"count": 4},
     ),
     ("sft", "--model.model_name_or_path Qwen/Qwen3-0.6B --data.max_len 32768", 24.0, {}),
+    ("rl", LARGE_ENGINE, 141.0, {"count": 16}),
     ("sft", QLORA_27B, 48.0, {"host": 128}),
     ("sft", QLORA_27B, 36.0, {"host": 16}),
 ]
