@@ -97,7 +97,7 @@ def _report(error: OutOfMemory, preflight: Preflight, log: MemoryLog, store: Che
         measured = ", ".join(f"{at.role} {at.phase} {each['measured_gb']:.2f}" for at, each in figures.items())
         parts.append(f"Peaks measured before, GB of a process: {measured}.")
     if preflight.plan is not None:
-        parts += [*_terms(preflight.plan, lack), _change(preflight)]
+        parts += [*_terms(preflight.plan, lack), _change(preflight, preflight.plan, lack)]
     parts.append(_checkpoint(store))
     return "\n".join(parts)
 
@@ -113,7 +113,9 @@ def _terms(plan: Plan, lack: Shortage) -> Iterator[str]:
         yield f"  {rest / 1e9:9.3f}       everything else"
 
 
-def _change(preflight: Preflight) -> str:
+def _change(preflight: Preflight, plan: Plan, lack: Shortage) -> str:
+    if plan.memory.misfits and lack.phase == "load":
+        return " ".join(plan.memory.misfits)
     change = cheaper(preflight)
     if change is None:
         return "No flag that the planner knows would save memory here: take a smaller model or a larger machine."

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayTaskError
 
 from openrlhf_ext.device.host_memory import free_host_bytes, host_bytes, kernel_kills
 from openrlhf_ext.errors import OutOfMemory, ResourceError, Shortage, UserError
@@ -41,10 +41,10 @@ def gather(calls: Sequence[ray.ObjectRef], what: str, at: Moment | None = None) 
                 except RayTaskError as error:
                     raised = _raised_by(error)
                     if not isinstance(raised, UserError) and (death := _death_among(pending)) is not None:
-                        raise _died(death, what, at) from death
+                        raise _died(death, what, at) from None
                     raise raised from None
-                except RayActorError as error:
-                    raise _died(error, what, at) from error
+                except (RayActorError, OutOfMemoryError) as error:
+                    raise _died(error, what, at) from None
                 except GetTimeoutError as error:  # it was reported done: only its transfer is left
                     raise ResourceError(f"The result of {what} did not arrive within a minute.") from error
     return ray.get(list(calls))
@@ -58,7 +58,7 @@ def _raised_by(error: RayTaskError) -> Exception:
     return cause if isinstance(cause, UserError) else error
 
 
-def _death_among(calls: Sequence[ray.ObjectRef]) -> RayActorError | None:
+def _death_among(calls: Sequence[ray.ObjectRef]) -> RayActorError | OutOfMemoryError | None:
     """Whether one of the other processes died, which is why this one failed."""
     pending, until = list(calls), time.monotonic() + PEERS_SECONDS
     while pending and (left := until - time.monotonic()) > 0:
@@ -66,16 +66,16 @@ def _death_among(calls: Sequence[ray.ObjectRef]) -> RayActorError | None:
         for call in done:
             try:
                 ray.get(call, timeout=1)
-            except RayActorError as error:
+            except (RayActorError, OutOfMemoryError) as error:
                 return error
             except Exception:
                 continue  # another rank that was left behind
     return None
 
 
-def _died(error: RayActorError, what: str, at: Moment | None) -> Exception:
-    if error.actor_init_failed:  # Ray keeps what the constructor raised as its error's argument
-        return _raised_by(error.args[0])
+def _died(error: RayActorError | OutOfMemoryError, what: str, at: Moment | None) -> Exception:
+    if isinstance(error, RayActorError) and error.actor_init_failed:
+        return _raised_by(error.args[0])  # Ray keeps what the constructor raised as its error's argument
     by_ray, kills = "memory usage threshold" in str(error), kernel_kills() - _kills_before
     if at is not None and (by_ray or kills > 0):
         killer = "Ray's memory monitor" if by_ray else "the kernel"

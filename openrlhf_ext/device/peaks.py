@@ -18,6 +18,7 @@ from openrlhf_ext.device.host_memory import (
     limit_of_process,
     reset_resident_peak,
     resident_bytes,
+    shared_bytes,
 )
 from openrlhf_ext.errors import OutOfMemory, Shortage
 
@@ -31,6 +32,7 @@ _WORDS = re.compile(r"out of memory|allocate memory|not enough memory|ALLOC_FAIL
 class Peak:
     """Bytes of one process at the most: tensors on its GPU, what the allocator reserved for them, resident on the host.
 
+    Pages that processes share are shared out among them (those of libraries: as they were when it first measured).
     `gpu` and `reserved` are 0 where the process uses no GPU. `sampled`: this kernel resets no peaks, so `host` is
     the size at the phase's end.
     """
@@ -66,6 +68,7 @@ class PeakMeter:
         self._device, self._role = device, role
         self._peaks: dict[str, Peak] = {}
         self._sampled = False
+        self._shared: int | None = None
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
@@ -105,7 +108,9 @@ class PeakMeter:
         self._sampled = not reset_resident_peak()
 
     def _read(self) -> Peak:
-        resident = resident_bytes("VmRSS" if self._sampled else "VmHWM") or 0
+        if self._shared is None:
+            self._shared = shared_bytes()
+        resident = max((resident_bytes("VmRSS" if self._sampled else "VmHWM") or 0) - self._shared, 0)
         if not self._on_gpu:
             return Peak(0, 0, resident, self._sampled)
         return Peak(torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved(), resident, self._sampled)

@@ -71,6 +71,25 @@ def test_every_step_has_one_line_of_metrics(base: BaseRun):
     assert lines[-1]["policy/kl"] > 0, "the policy has moved"
 
 
+def test_memory_is_measured_by_role_and_phase_beside_what_was_predicted(base: BaseRun):
+    memory = json.loads((base.record.folder / "result.json").read_text())["memory"]
+    assert {role: set(phases) for role, phases in memory.items()} == {
+        "policy": {"load", "train", "publish", "save"},
+        "reference": {"load", "train"},
+        "engines": {"load", "generate"},
+        "driver": {"step"},
+    }
+    lines = base.record.metrics()
+    for role, phases in memory.items():
+        for phase, figures in phases.items():
+            logged = [line[name] for line in lines if (name := f"memory/{role}/{phase}/measured_gb") in line]
+            assert logged and max(logged) <= figures["measured_gb"] < 4, "processes with torch, and tiny models"
+            said = [line[name] for line in lines if (name := f"memory/{role}/{phase}/predicted_gb") in line]
+            assert said == [figures["predicted_gb"]], "told once"
+    assert "rl of model on CPU: fits" in base.output
+    assert "peaks of memory, GB of one process:" in base.output
+
+
 def test_every_rollout_is_on_disk(base: BaseRun):
     for step, line in enumerate(base.record.metrics()[1:], start=1):
         groups = base.record.rollouts(step)

@@ -1,0 +1,43 @@
+"""What is said of a process that died, by what Ray and the kernel say of its death."""
+
+from __future__ import annotations
+
+import pytest
+from ray.exceptions import OutOfMemoryError, RayActorError
+
+from openrlhf_ext.cluster import waits
+from openrlhf_ext.errors import OutOfMemory, ResourceError
+from openrlhf_ext.track.memory import Moment
+
+AT = Moment("policy", "train")
+MONITOR = "Memory on the node was 22.9GB, which exceeds the memory usage threshold of 0.95; Ray killed 1 worker"
+CRASH = "The actor died unexpectedly. Common causes include: (1) it was killed by the OOM killer due to memory"
+
+
+@pytest.fixture(autouse=True)
+def kills(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many processes the kernel has killed for want of memory: [0] of them before the run."""
+    counts = [3]
+    monkeypatch.setattr(waits, "_kills_before", 3)
+    monkeypatch.setattr(waits, "kernel_kills", lambda: counts[-1])
+    return counts
+
+
+def test_a_death_alone_is_no_lack_of_memory():
+    died = waits._died(RayActorError("00", CRASH), "the weights", AT)
+    assert type(died) is ResourceError
+    assert str(died).startswith("A process died while we waited for the weights (The actor died unexpectedly.")
+
+
+def test_rays_own_memory_monitor_is_named():
+    died = waits._died(OutOfMemoryError(MONITOR), "the weights", AT)
+    assert isinstance(died, OutOfMemory) and (died.shortage.role, died.shortage.phase) == AT
+    assert died.shortage.reason == "Ray's memory monitor killed a process while we waited for the weights"
+    assert type(waits._died(OutOfMemoryError(MONITOR), "the weights", None)) is ResourceError
+
+
+def test_the_kernel_counts_what_it_killed(kills: list[int]):
+    kills.append(4)
+    died = waits._died(RayActorError("00", CRASH), "the weights", AT)
+    assert isinstance(died, OutOfMemory)
+    assert died.shortage.reason == "the kernel killed a process while we waited for the weights"
