@@ -47,8 +47,8 @@ class Made:
 class LiveBytes(TorchDispatchMode):
     """While it is entered, `live` is the number of bytes in live tensors and `peak` the most there have been.
 
-    Tensors that exist when it is made are no business of its own, unless `adopt` is given them; `device` is the type
-    of device whose tensors count. `trace`: keep what the peak consisted of (slower).
+    `adopt` is given the tensors that are there before (a view of one that is not would count as new); `device` is the
+    type of device whose tensors count. `trace`: keep what the peak consisted of (slower).
     """
 
     def __init__(self, device: str = "cpu", *, trace: bool = False) -> None:

@@ -99,7 +99,7 @@ class Gradients:
 
     def _put(self, numel: int, block: Block | None) -> None:
         """Into the bucket, or beside it where it is larger; a full bucket is reduced first."""
-        if self.inside + numel > self.capacity and (self.inside or self.run.zero_stage < 3):
+        if self.inside + numel > self.capacity:
             self._flush()
         if numel > self.capacity:
             self.large = block
@@ -107,6 +107,8 @@ class Gradients:
         self.tensors += 1
 
     def _flush(self) -> None:
+        if not self.tensors:
+            return
         if self.run.zero_stage == 3:
             if self.tensors > 1:  # one alone is reduced where it is
                 with self.ledger.kept_as("gradients"):

@@ -180,16 +180,18 @@ class Transformer:
         return states
 
     def _attended(self, q: Value, k: Value, v: Value, mask: Value | None) -> Value:
-        ops, shape, rows = self.ops, self.shape, self.one.tokens * self.shape.heads
-        groups = shape.heads // shape.kv_heads
+        ops, rows = self.ops, self.one.tokens * self.shape.heads
         if self.run.attention == "eager":
-            return self._eager(q, ops.copied(k, groups), ops.copied(v, groups), mask)
+            return self._eager(q, self._repeated(k), self._repeated(v), mask)
         if mask is None:
             return ops.attended(q, k, v, None, rows)
-        if groups > 1:  # with a mask the kernels take no groups of heads
-            k, v = ops.copied(k, groups), ops.copied(v, groups)
+        k, v = self._repeated(k), self._repeated(v)  # with a mask the kernels take no groups of heads
         # The kernels add their mask to the scores: each layer turns the booleans into numbers.
         return ops.attended(q, k, v, ops.new(mask.numel, self.width), rows)
+
+    def _repeated(self, states: Value) -> Value:
+        groups = self.shape.heads // self.shape.kv_heads
+        return states if groups == 1 else self.ops.repeated(states, groups, heads=self.shape.kv_heads)
 
     def _eager(self, q: Value, key_states: Value, value_states: Value, mask: Value | None) -> Value:
         """Scores for every pair of positions (`eager_attention_forward`)."""

@@ -226,12 +226,15 @@ class Operations(Tape):
 
         return self.link(out, [x], backward)
 
-    def copied(self, x: Value, times: int = 1) -> Value:
-        """A copy, every number `times` times (repeated heads); the gradient is summed again."""
-        out = self.new(x.numel * times, x.width)
+    def copied(self, x: Value) -> Value:
+        out = self.new(x.numel, x.width)
+        node = x.node
+        return self.link(out, [x], lambda grad: [(node, grad, grad.nbytes)])
+
+    def repeated(self, x: Value, times: int, *, heads: int) -> Value:
+        """Each of the heads so many times (`repeat_kv`): a copy, but of one head; the gradient is summed again."""
+        out = self.new(x.numel * times, x.width) if heads > 1 else Value(x.numel * times, x.width, x.block)
         node, size = x.node, x.nbytes
-        if times == 1:
-            return self.link(out, [x], lambda grad: [(node, grad, size)])
         return self.link(out, [x], lambda grad: [(node, self.block(size), size)])
 
     def chosen(self, x: Value, numel: int) -> Value:

@@ -170,9 +170,11 @@ class Tape:
 
     def backward(self, root: Value) -> None:
         assert root.node is not None, "there is nothing to go back through"
-        outer, self.mode, self.ledger.direction = self.mode, "off", "backward"
+        outer, self.mode = self.mode, "off"
+        self.ledger.at(root.node.place, "backward")
         self._run(root.node, self.block(0))
-        self.mode, self.ledger.direction = outer, "forward"
+        self.ledger.at(self.ledger.place, "forward")
+        self.mode = outer
         self._uses.clear()
 
     def _run(self, root: Node, grad: Block) -> None:
@@ -213,15 +215,16 @@ class Tape:
                 yield target
             block = None
         while arrivals:
-            self._arrive(*arrivals.pop(0))
+            self._arrive(arrivals)
 
     def _sum(self, held: Block, arrived: Block) -> Block:
         if self.in_place and sys.getrefcount(held) <= _ALONE:
             return held
         return Block(self.ledger, held.nbytes, held.kind)
 
-    def _arrive(self, parameter: Parameter, block: Block) -> None:
-        """A parameter's gradient is there when all its uses have added to it."""
+    def _arrive(self, arrivals: list[tuple[Parameter, Block]]) -> None:
+        """The first of them. A parameter's gradient is there when all its uses have added to it."""
+        parameter, block = arrivals.pop(0)
         parameter.arrived += 1
         if parameter.waiting is not None:
             held, parameter.waiting = parameter.waiting, None
