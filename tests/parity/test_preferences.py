@@ -46,12 +46,12 @@ def trl_pairs(trl) -> SimpleNamespace:
 def scored() -> SimpleNamespace:
     """(2 P, 1) scores, those of the chosen answers first, and a margin for each pair."""
     generator = torch.Generator().manual_seed(11)
-    return SimpleNamespace(score_B1=float64(generator, B, 1), margin_P=float64(generator, P).abs())
+    return SimpleNamespace(score_BH=float64(generator, B, 1), margin_P=float64(generator, P).abs())
 
 
-def our_score_loss(score_B1: Tensor, margin_P: Tensor | None, settings: ScoreLossSettings) -> tuple[Tensor, PairLoss]:
+def our_score_loss(score_BH: Tensor, margin_P: Tensor | None, settings: ScoreLossSettings) -> tuple[Tensor, PairLoss]:
     """Two micro-batches with the denominator of the whole step."""
-    chosen_PH, rejected_PH = score_B1.chunk(2)
+    chosen_PH, rejected_PH = score_BH.chunk(2)
     margins = (None, None) if margin_P is None else (margin_P[:2], margin_P[2:])
     cuts = ((slice(0, 2), margins[0]), (slice(2, P), margins[1]))
     loss = sum(mean_over_pairs(score_loss(chosen_PH[c], rejected_PH[c], settings, m).loss_P, P) for c, m in cuts)
@@ -85,18 +85,18 @@ def own(columns: SimpleNamespace) -> Tensor:
 @pytest.mark.parametrize("spread", SPREAD)
 @pytest.mark.parametrize("with_margin", [False, True])
 def test_bradley_terry_with_margin(openrlhf, scored, with_margin, spread):
-    score_B1 = (spread * scored.score_B1).requires_grad_()
+    score_BH = (spread * scored.score_BH).requires_grad_()
     margin_P = scored.margin_P if with_margin else None
-    ours, _ = our_score_loss(score_B1, margin_P, ScoreLossSettings())
-    theirs = openrlhf.loss.PairWiseLoss()(*score_B1.squeeze(1).chunk(2), margin_P)
-    close_with_gradient(ours, theirs, score_B1)
+    ours, _ = our_score_loss(score_BH, margin_P, ScoreLossSettings())
+    theirs = openrlhf.loss.PairWiseLoss()(*score_BH.squeeze(1).chunk(2), margin_P)
+    close_with_gradient(ours, theirs, score_BH)
 
 
 @pytest.mark.parametrize("spread", SPREAD)
 def test_log_exp(openrlhf, scored, spread):
-    score_B1 = (spread * scored.score_B1).requires_grad_()
-    ours, _ = our_score_loss(score_B1, None, ScoreLossSettings("logexp"))
-    close_with_gradient(ours, openrlhf.loss.LogExpLoss()(*score_B1.squeeze(1).chunk(2)), score_B1)
+    score_BH = (spread * scored.score_BH).requires_grad_()
+    ours, _ = our_score_loss(score_BH, None, ScoreLossSettings("logexp"))
+    close_with_gradient(ours, openrlhf.loss.LogExpLoss()(*score_BH.squeeze(1).chunk(2)), score_BH)
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.5])
@@ -163,11 +163,11 @@ def test_the_likelihood_term_of_trl_for_answers_of_one_length(trl_pairs, columns
 @pytest.mark.parametrize("centring", [None, 0.01, 0.5])
 @pytest.mark.parametrize("with_margin", [False, True])
 def test_reward_loss_of_trl(trl_pairs, scored, with_margin, centring):
-    score_B1 = scored.score_B1.requires_grad_()
+    score_BH = scored.score_BH.requires_grad_()
     margin_P = scored.margin_P if with_margin else None
-    ours, pairs = our_score_loss(score_B1, margin_P, ScoreLossSettings(centring_coef=centring or 0.0))
-    theirs, metrics = trl_reward_loss(trl_pairs.RewardTrainer, score_B1.squeeze(1), margin_P, centring)
-    close_with_gradient(ours, theirs, score_B1)
+    ours, pairs = our_score_loss(score_BH, margin_P, ScoreLossSettings(centring_coef=centring or 0.0))
+    theirs, metrics = trl_reward_loss(trl_pairs.RewardTrainer, score_BH.squeeze(1), margin_P, centring)
+    close_with_gradient(ours, theirs, score_BH)
     report = pair_report(pairs)
     assert report["accuracy"].value == pytest.approx(metrics["accuracy"])
     assert report["margin"].value == pytest.approx(metrics["margin"])
