@@ -191,7 +191,9 @@ class Transformer:
 
     def _repeated(self, states: Value) -> Value:
         groups = self.shape.heads // self.shape.kv_heads
-        return states if groups == 1 else self.ops.repeated(states, groups, heads=self.shape.kv_heads)
+        # One head of one sequence can be seen as many without a copy; plain products need their batch in one piece.
+        copied = self.shape.kv_heads > 1 or (self.run.attention == "eager" and self.sequences > 1)
+        return states if groups == 1 else self.ops.repeated(states, groups, copied=copied)
 
     def _eager(self, q: Value, key_states: Value, value_states: Value, mask: Value | None) -> Value:
         """Scores for every pair of positions (`eager_attention_forward`)."""

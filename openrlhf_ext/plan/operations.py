@@ -231,9 +231,9 @@ class Operations(Tape):
         node = x.node
         return self.link(out, [x], lambda grad: [(node, grad, grad.nbytes)])
 
-    def repeated(self, x: Value, times: int, *, heads: int) -> Value:
-        """Each of the heads so many times (`repeat_kv`): a copy, but of one head; the gradient is summed again."""
-        out = self.new(x.numel * times, x.width) if heads > 1 else Value(x.numel * times, x.width, x.block)
+    def repeated(self, x: Value, times: int, *, copied: bool) -> Value:
+        """Each of the heads so many times (`repeat_kv`), as a copy or a view; the gradient is summed again."""
+        out = self.new(x.numel * times, x.width) if copied else Value(x.numel * times, x.width, x.block)
         node, size = x.node, x.nbytes
         return self.link(out, [x], lambda grad: [(node, self.block(size), size)])
 
