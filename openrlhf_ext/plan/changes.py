@@ -125,8 +125,9 @@ class Search:
         without = self.trials.of(self.values(without=one))
         if without is None:
             before = self.taken[: self.taken.index(one)]
-            without = self.trials.of({path: value for item in before for path, value in item.values.items()})
-            assert without is not None, "it was taken on top of these"
+            without = (
+                self.trials.of({path: value for item in before for path, value in item.values.items()}) or self.start
+            )
         here, there = self.trial.memory, without.memory
         limit = there.gpu_limit
         if limit is not None and there.gpu_peak > limit:

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from openrlhf_ext.config import COMMANDS, replaced
 from openrlhf_ext.config.rules import broken_rules
+from openrlhf_ext.errors import ConfigError
+from openrlhf_ext.plan.auto import RESERVE, chosen
 from openrlhf_ext.plan.cards import card_of_size
 from openrlhf_ext.plan.changes import searched
 from openrlhf_ext.plan.memory import memory_of
@@ -18,6 +20,16 @@ from openrlhf_ext.plan.types import DataSize, Hardware, Memory
 MODELS = ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-4B", "google/gemma-2-2b", "mistralai/Mistral-7B-v0.1")
 SLOW = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.filter_too_much])
 ROUNDING = 1 << 20
+CHOOSABLE = (
+    "train.micro_batch_size",
+    "ds.logprob_chunk_size",
+    "ds.adam_offload",
+    "actor.gradient_checkpointing_enable",
+    "model.gradient_checkpointing_enable",
+    "vllm.gpu_memory_utilization",
+    "vllm.enable_sleep",
+    "ds.enable_sleep",
+)
 
 
 @st.composite
@@ -106,6 +118,23 @@ def test_checkpointing_never_raises_the_peak(run):
     path = f"{'actor' if command == 'rl' else 'model'}.gradient_checkpointing_enable"
     without, with_it = (planned(command, replaced(config, {path: on}), explicit).gpu_peak for on in (False, True))
     assert with_it <= without + ROUNDING
+
+
+@SLOW
+@given(runs(), st.sampled_from((24.0, 48.0, 96.0)), st.sets(st.sampled_from(CHOOSABLE)))
+def test_what_auto_chooses_fits_or_is_refused(run, gigabytes, kept):
+    command, config, explicit = run
+    explicit = (explicit - set(CHOOSABLE)) | kept
+    hardware = Hardware(card_of_size(gigabytes), 2, 1, 512 * 10**9)
+    data = DataSize(1000, None, config.data.max_len, how="given")
+    try:
+        changed, changes = chosen(command, config, explicit, hardware, data)
+    except ConfigError:
+        return
+    memory = memory_of(setup_of(command, changed, explicit, hardware, data))
+    assert memory.fits and memory.gpu_peak <= (1 - RESERVE) * memory.gpu_limit
+    assert not explicit & {change.flag.removeprefix("--") for change in changes}
+    assert changed.train.batch_size == config.train.batch_size
 
 
 @SLOW
