@@ -154,7 +154,7 @@ class Transformer:
 
     def _base(self, x: Value, module: str, outputs: int) -> Value:
         if self.run.load_in_4bit:
-            return self.ops.dequantised_linear(x, self.weight(module), outputs)
+            return self.ops.dequantised_linear(x, self.weight(module), outputs, gpu=self.run.gpu)
         return self._plain_linear(x, self.weight(module), outputs)
 
     def _plain_linear(self, x: Value, weight: Parameter, outputs: int) -> Value:

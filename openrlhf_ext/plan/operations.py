@@ -43,10 +43,15 @@ class Operations(Tape):
 
         return self.link(out, [x, weight], backward)
 
-    def dequantised_linear(self, x: Value, weight: Parameter, outputs: int) -> Value:
-        """x W^T with W in 4 bits: the whole W exists while the gradient of x is taken (bitsandbytes' MatMul4Bit)."""
+    def dequantised_linear(self, x: Value, weight: Parameter, outputs: int, *, gpu: bool) -> Value:
+        """x W^T with W in 4 bits: the whole W exists while the gradient of x is taken (bitsandbytes' MatMul4Bit).
+
+        On a GPU also in the forward pass of many rows (backends/cuda/ops.py, `_dequant_linear_fallback`).
+        """
         inputs = weight.numel // outputs
+        forward = self.block(weight.numel * x.width) if gpu else None
         out = self.new(x.numel // inputs * outputs, x.width)
+        del forward
         node, size, whole = x.node, x.nbytes, weight.numel * x.width
 
         def backward(grad: Block) -> Sequence[Gradient]:
