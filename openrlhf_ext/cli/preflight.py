@@ -22,6 +22,8 @@ from openrlhf_ext.plan.types import Card, Change, DataSize, Hardware, Plan
 from openrlhf_ext.track.progress import console
 
 SHOWN_CHANGES = 3
+TIGHTER = (0.8, 0.9, 0.95, 0.98, 0.995)
+"""Shares of what a run was planned to need, for which changes are looked for once it has run out of memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +120,25 @@ def cheaper(preflight: Preflight) -> Change | None:
     assert plan is not None, "nothing is cheaper than what is not planned"
     if plan.changes:
         return plan.changes[0]
-    memory, hardware = plan.memory, plan.setup.hardware
-    if hardware.card is not None:
-        hardware = replace(hardware, card=replace(hardware.card, bytes=int(memory.gpu_peak * 0.9)))
-    else:
-        hardware = replace(hardware, host_bytes=int(memory.host_peak * 0.9))
-    setup = plan.setup
-    tight = make_plan(setup.command, setup.config, preflight.parsed.explicit, hardware, setup.data)
-    return max(tight.changes, key=lambda change: change.same_result, default=None)
+    for share in TIGHTER:
+        tight = make_plan(
+            plan.setup.command,
+            plan.setup.config,
+            preflight.parsed.explicit,
+            _with_less(plan, share),
+            plan.setup.data,
+        )
+        if tight.changes:
+            return max(tight.changes, key=lambda change: change.same_result)
+    return None
+
+
+def _with_less(plan: Plan, share: float) -> Hardware:
+    """Hardware with only this share of what the plan needs."""
+    hardware = plan.setup.hardware
+    if hardware.card is None:
+        return replace(hardware, host_bytes=int(plan.memory.host_peak * share))
+    return replace(hardware, card=replace(hardware.card, bytes=int(plan.memory.gpu_peak * share)))
 
 
 def _gb(count: int) -> str:

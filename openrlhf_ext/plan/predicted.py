@@ -13,15 +13,22 @@ NOT_THE_DRIVER = frozenset({"Ray", "reward processes"})
 
 
 def predicted(plan: Plan) -> dict[tuple[Role, Phase], tuple[int, int]]:
-    """For each role and phase the bytes of one process: tensors on its GPU, and on the host."""
+    """For each role and phase the bytes of one process: tensors on its GPU, and on the host.
+
+    A supervised command has one process on each GPU, whatever models are in it: all of its roles have the same.
+    """
+    roles = {model.role for model in plan.setup.models} if plan.setup.command != "rl" else set()
     found: dict[tuple[Role, Phase], tuple[int, int]] = {}
     for term in plan.memory.terms:
-        if term.name in NOT_TENSORS or (term.role == "driver" and term.name in NOT_THE_DRIVER):
-            continue
-        size = term.bytes if term.where == "gpu" else term.bytes // _processes(plan.setup, term)
-        for phase in term.phases:
-            gpu, host = found.get((term.role, phase), (0, 0))
-            found[term.role, phase] = (gpu + size, host) if term.where == "gpu" else (gpu, host + size)
+        if term.where == "gpu":
+            size = (0 if term.name in NOT_TENSORS else term.bytes, 0)
+        else:
+            others = term.role == "driver" and term.name in NOT_THE_DRIVER
+            size = (0, 0 if others else term.bytes // _processes(plan.setup, term))
+        for role in roles or {term.role}:
+            for phase in term.phases:
+                gpu, host = found.get((role, phase), (0, 0))
+                found[role, phase] = (gpu + size[0], host + size[1])
     return found
 
 

@@ -51,6 +51,19 @@ def test_what_is_said_of_processes_adds_up_to_what_is_said_of_the_machine(planne
         assert sum(of_process[role, peak.phase][0] for role in roles) + outside == peak.gpu_bytes
 
 
+def test_two_models_in_one_process_are_one_sum():
+    flags = (
+        "--model.model_name_or_path Qwen/Qwen3-0.6B --data.dataset d --ref.strategy model --train.micro_batch_size 1"
+    )
+    parsed = parse("dpo", flags.split(), planning=True)
+    plan = make_plan("dpo", parsed.config, parsed.explicit, Hardware(None, 0, 1, 10**12), DATA)
+    assert [run.role for run in plan.setup.models] == ["model", "reference"]
+    found = predicted(plan)
+    assert found["model", "train"] == found["reference", "train"]
+    (peak,) = [peak for peak in plan.memory.peaks if peak.phase == "train"]
+    assert found["model", "train"] == (0, peak.host_bytes)
+
+
 def test_the_log_knows_what_was_said(planned: Preflight):
     log = memory_log(planned)
     gpu = 10**9 if planned.plan.setup.hardware.on_gpu else 0
