@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from openrlhf_ext.config import COMMANDS, Flag, flags_of
+from openrlhf_ext.config import TREES, Flag, flags_of
 from openrlhf_ext.config.fields import sections_of
 from openrlhf_ext.config.nearest import nearest
 from openrlhf_ext.errors import ConfigError
@@ -29,7 +29,7 @@ def answer_help(command: str, argv: Sequence[str], tree: type | None = None) -> 
     topic = argv[place + 1] if place + 1 < len(argv) else ""
     topic = topic.removeprefix("--")
     console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
-    tree = tree or COMMANDS[command]
+    tree = tree or TREES[command]
     if topic in ("", "all"):
         _overview(console, command, tree, everything=topic == "all")
     else:

@@ -13,6 +13,9 @@ from openrlhf_ext.errors import ConfigError
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "rl": ("openrlhf_ext.cli.train_ppo_ray", "reinforcement learning from a reward function"),
     "sft": ("openrlhf_ext.cli.train_sft", "supervised fine-tuning"),
+    "rm": ("openrlhf_ext.cli.train_rm", "a preference model from pairs of answers"),
+    "dpo": ("openrlhf_ext.cli.train_dpo", "direct preference optimisation"),
+    "serve-rm": ("openrlhf_ext.cli.serve_rm", "a reward or preference model behind HTTP, as a source of rewards"),
     "plan": ("openrlhf_ext.cli.plan", "what fits, how many steps, how long: before it starts"),
     "check": ("openrlhf_ext.cli.check", "what would go wrong with a command, all of it at once, before it starts"),
     "negatives": ("openrlhf_ext.cli.negatives", "wrong answers made from right ones by rules, as pairs for DPO"),
@@ -39,7 +42,7 @@ def dispatch(argv: Sequence[str]) -> int:
         from openrlhf_ext import config
         from openrlhf_ext.cli.help import answer_help
 
-        if command in config.COMMANDS:
+        if command in config.TREES:
             answer_help(command, rest)
             return 0
     return importlib.import_module(COMMANDS[command][0]).main(rest)

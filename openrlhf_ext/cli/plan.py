@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from openrlhf_ext.cli.plan_data import data_size
 from openrlhf_ext.cli.plan_hardware import hardware_of, ranks_as_flags
@@ -22,6 +22,7 @@ from openrlhf_ext.plan.auto import chosen
 from openrlhf_ext.plan.calibrate import efficiency_of_run
 from openrlhf_ext.plan.describe import as_json
 from openrlhf_ext.plan.make import make_plan
+from openrlhf_ext.plan.trial import Command
 from openrlhf_ext.plan.types import Plan
 
 
@@ -50,16 +51,16 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _command(argv: Sequence[str]) -> tuple[str, list[str]]:
+def _command(argv: Sequence[str]) -> tuple[Command, list[str]]:
     if not argv or argv[0] not in COMMANDS:
         given = argv[0] if argv else ""
         near = nearest(given, COMMANDS, dashes=False) if given else None
         ask = f"did you mean {near}" if near else f"name one of {', '.join(COMMANDS)}, then its flags"
         raise ConfigError(f"openrlhf-ext plan {given}: there is no such command to plan; {ask}.")
-    return argv[0], list(argv[1:])
+    return cast(Command, argv[0]), list(argv[1:])
 
 
-def plan_of(command: str, flags: Sequence[str]) -> tuple[Plan, tuple[str, ...]]:
+def plan_of(command: Command, flags: Sequence[str]) -> tuple[Plan, tuple[str, ...]]:
     """The plan of a command line with the plan's own flags among it, and notes for the user."""
     request, own = split_request(flags)
     parsed = parse(command, own, planning=True)
@@ -70,7 +71,7 @@ def plan_of(command: str, flags: Sequence[str]) -> tuple[Plan, tuple[str, ...]]:
     return plan, parsed.notes
 
 
-def _made(command: str, parsed: Parsed, request: PlanRequest, hardware: Any) -> Plan:
+def _made(command: Command, parsed: Parsed, request: PlanRequest, hardware: Any) -> Plan:
     config = parsed.config
     data = data_size(command, config, request.plan.rows, request.plan.mean_tokens, request.plan.tokenize)
     if request.plan.eval_rows is not None:
@@ -85,10 +86,10 @@ def _made(command: str, parsed: Parsed, request: PlanRequest, hardware: Any) -> 
     return replace(plan, changes=changes)
 
 
-def _print_sweep(command: str, flags: Sequence[str], request: PlanRequest) -> None:
+def _print_sweep(command: Command, flags: Sequence[str], request: PlanRequest) -> None:
     lines = sweep(command, flags, request.plan.sweep)
     if request.json:
-        shown = [{"values": values, **(_refusal(made) or as_json(made))} for values, made in lines]
+        shown = [{"values": values, **_as_line(made)} for values, made in lines]
         print(json.dumps({"sweep": shown}, indent=1))
     else:
         from openrlhf_ext.cli.plan_text import show, sweep_table
@@ -96,11 +97,13 @@ def _print_sweep(command: str, flags: Sequence[str], request: PlanRequest) -> No
         show(sweep_table(lines))
 
 
-def _refusal(made: Plan | UserError) -> dict[str, Any] | None:
-    return {"error": str(made)} if isinstance(made, UserError) else None
+def _as_line(made: Plan | UserError) -> dict[str, Any]:
+    return {"error": str(made)} if isinstance(made, UserError) else as_json(made)
 
 
-def sweep(command: str, flags: Sequence[str], swept: Sequence[str]) -> list[tuple[Mapping[str, str], Plan | UserError]]:
+def sweep(
+    command: Command, flags: Sequence[str], swept: Sequence[str]
+) -> list[tuple[Mapping[str, str], Plan | UserError]]:
     """A plan, or why there is none, for each line of values; lists of one length move together.
 
     Raises ConfigError for a sweep that is no FLAG=a,b,c, a flag that is not there, or lists of different lengths.
@@ -127,7 +130,7 @@ def sweep(command: str, flags: Sequence[str], swept: Sequence[str]) -> list[tupl
     ]
 
 
-def _planned(command: str, flags: Sequence[str]) -> Plan | UserError:
+def _planned(command: Command, flags: Sequence[str]) -> Plan | UserError:
     try:
         return plan_of(command, flags)[0]
     except UserError as error:

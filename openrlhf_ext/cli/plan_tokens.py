@@ -29,7 +29,7 @@ def counted(command: str, config: Any) -> DataSize:
     if command == "rl":
         return _of_prompts(config, tokenizer)
     if command == "sft":
-        from openrlhf_ext.cli.sft_run import sft_settings
+        from openrlhf_ext.cli.supervised_rows import sft_settings
 
         loaded = load_sft(sft_settings(config, data.dataset, data.dataset_split, data.dataset_probs), tokenizer)
         lengths, rows = [len(example.token_ids) for example in loaded.examples], len(loaded.examples)

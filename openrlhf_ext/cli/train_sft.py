@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from openrlhf_ext.cli import boundary
 from openrlhf_ext.cli.main import dispatch
+from openrlhf_ext.cluster.environment import prepare_environment
 from openrlhf_ext.config import parse
 
 
@@ -17,9 +18,10 @@ def main(argv: Sequence[str]) -> int:
     parsed = parse("sft", argv)
     for note in parsed.notes:
         print(note, file=sys.stderr)
-    from openrlhf_ext.cli.sft_run import run
+    prepare_environment(parsed.config.ray.address, parsed.config.ray.bind)
+    from openrlhf_ext.cli.supervised_run import run
 
-    return run(parsed)
+    return run("sft", parsed)
 
 
 if __name__ == "__main__":

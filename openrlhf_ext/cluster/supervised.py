@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from openrlhf_ext.batch.partition import SplitSettings
+from openrlhf_ext.cluster.learner_spec import LearnerSpec
 from openrlhf_ext.cluster.phases import Phases
 from openrlhf_ext.cluster.placement import Demand, reserve
 from openrlhf_ext.cluster.roles import CheckpointContent, RemoteLearner
 from openrlhf_ext.cluster.worker_group import WorkerGroup, worker_environment
-from openrlhf_ext.device import Device
-from openrlhf_ext.engine.spec import EngineSpec
-from openrlhf_ext.models.spec import ModelSpec
 from openrlhf_ext.track.memory import MemoryLog
 
 NAME = "model"
-
-
-@dataclass(frozen=True, slots=True)
-class LearnerSpec:
-    """`split` cuts the batches it is asked about; `threads` are those of each rank."""
-
-    device: Device
-    ranks: int
-    model: ModelSpec
-    engine: EngineSpec
-    split: SplitSettings
-    threads: int
-    content: CheckpointContent = CheckpointContent()  # noqa: RUF009 (frozen)
 
 
 def build_learner(spec: LearnerSpec, memory: MemoryLog) -> RemoteLearner:
@@ -39,4 +21,4 @@ def build_learner(spec: LearnerSpec, memory: MemoryLog) -> RemoteLearner:
     environment = worker_environment(spec.device, spec.threads)
     group = WorkerGroup(NAME, slots[NAME], spec.device, spec.model, spec.engine, environment, memory)
     group.collect(group.started, "the model to load", "load")
-    return RemoteLearner(group, spec.split, Phases({}), spec.content)
+    return RemoteLearner(group, spec.split, Phases({}), CheckpointContent())

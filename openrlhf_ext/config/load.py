@@ -24,10 +24,13 @@ from openrlhf_ext.config.presets import Preset, named_preset
 from openrlhf_ext.config.rl import RLConfig
 from openrlhf_ext.config.rm import RMConfig
 from openrlhf_ext.config.rules import Violation, advice, broken_rules, idle_paths
+from openrlhf_ext.config.serve_rm import ServeRMConfig
 from openrlhf_ext.config.sft import SFTConfig
 from openrlhf_ext.errors import ConfigError
 
+# The commands that train, which can be planned and checked; and all that have flags.
 COMMANDS: Mapping[str, type] = {"rl": RLConfig, "sft": SFTConfig, "rm": RMConfig, "dpo": DPOConfig}
+TREES: Mapping[str, type] = {**COMMANDS, "serve-rm": ServeRMConfig}
 
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _YAML_FLOATS = {".inf": "inf", "-.inf": "-inf", ".nan": "nan"}
@@ -68,7 +71,7 @@ def examine(command: str | type, argv: Sequence[str]) -> tuple[Parsed, list[Viol
     A flag that cannot be understood has its default, and rules are asked only where all of them can. Raises
     ConfigError for what is no list of flags at all: a stray value, a file that cannot be read.
     """
-    tree = COMMANDS[command] if isinstance(command, str) else command
+    tree = TREES[command] if isinstance(command, str) else command
     given = scan(argv)
     preset = named_preset(given, command) if isinstance(command, str) else None
     read = _read(tree, _with_old_lengths(tree, [*(preset.settings if preset else ()), *_layered(given)]))

@@ -49,6 +49,7 @@ RANGES: Mapping[str, Range] = {
     "model.beta": _POSITIVE,
     "model.label_smoothing": (lambda v: 0 <= v < 0.5, "from 0 to below 0.5"),
     "model.nll_loss_coef": _FINITE_AT_LEAST_0,
+    "train.length_group_steps": _AT_LEAST_1,
     "train.batch_size": _AT_LEAST_1,
     "train.micro_batch_size": _AT_LEAST_1,
     "train.max_epochs": _AT_LEAST_1,
@@ -104,6 +105,10 @@ RANGES: Mapping[str, Range] = {
     "ds.lora.alpha": _AT_LEAST_1,
     "ds.lora.target_modules": (len, "all-linear, or names of modules"),
     "ds.lora.dropout": (lambda v: 0 <= v < 1, "from 0 to below 1"),
+    "port": (lambda v: 0 <= v <= 65535, "a port, 1 to 65535, or 0 for any free one"),
+    "batch_size": _AT_LEAST_1,
+    "limits.request_mb": _AT_LEAST_1,
+    "limits.waiting_mb": _AT_LEAST_1,
     "ds.value_head_prefix": (lambda v: v.isidentifier(), "the name of a module"),
 } | {
     prefix + path: limits

@@ -22,7 +22,7 @@ class RMModelSection(ModelFields):
     compute_fp32_loss_enable: bool = flag(
         False, "the loss in float32", refused="the loss is computed in float32 always"
     )
-    centring_coef: float = flag(0.0, "weight of the squared mean of a pair's scores, which keeps them around zero")
+    centring_coef: float = flag(0.0, "weight of the squared sum of a pair's scores, which keeps them around zero")
     temperature: float = flag(1.0, "the difference of scores is divided by it")
     head_dim: int = flag(1, "numbers the head gives (general: an even number)")
 

@@ -7,19 +7,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from openrlhf_ext.config.fields import flag, planned, section
+from openrlhf_ext.config.fields import flag, section
 from openrlhf_ext.config.sections import (
     AdamSection,
     CkptSection,
     DsSection,
     LoggerSection,
-    LoraSection,
-    TrainFields,
     WandbSection,
 )
-from openrlhf_ext.config.supervised import ModelFields, RowsFields, SupervisedFields
-
-LORA = planned("LoRA and QLoRA for sft")
+from openrlhf_ext.config.supervised import ModelFields, RowsFields, SupervisedFields, SupervisedTrainFields
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +34,9 @@ class SFTDataSection(RowsFields):
 
 
 @dataclass(frozen=True, slots=True)
-class SFTTrainSection(TrainFields):
+class SFTTrainSection(SupervisedTrainFields):
     micro_batch_size: int = flag(8, "sequences in one forward and backward pass of a rank", common=True)
     max_epochs: int = flag(2, "passes over the data", common=True)
-
-
-@dataclass(frozen=True, slots=True)
-class SFTDsSection(DsSection):
-    load_in_4bit: bool = flag(False, "NF4 weights", refused=LORA)
-    lora: LoraSection = section(LoraSection, "LoRA adapters", refused=LORA)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +47,7 @@ class SFTConfig(SupervisedFields):
     model: SFTModelSection = section(SFTModelSection, "the model")
     data: SFTDataSection = section(SFTDataSection, "rows and their columns")
     train: SFTTrainSection = section(SFTTrainSection, "batches and epochs")
-    ds: SFTDsSection = section(SFTDsSection, "DeepSpeed, number formats, kernels")
+    ds: DsSection = section(DsSection, "DeepSpeed, number formats, kernels")
     ckpt: CkptSection = section(
         partial(CkptSection, path="./ckpt/checkpoints_sft", max_mem=1e8), "checkpoints and exports"
     )

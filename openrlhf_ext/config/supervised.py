@@ -15,6 +15,7 @@ from openrlhf_ext.config.sections import (
     MemorySection,
     OptimizerFields,
     PlanSection,
+    RaySection,
     TrainFields,
 )
 
@@ -55,7 +56,14 @@ class PairsDataSection(RowsFields):
 
 
 @dataclass(frozen=True, slots=True)
-class PairsTrainSection(TrainFields):
+class SupervisedTrainFields(TrainFields):
+    dynamic_batch_enable: bool = flag(False, "micro-batches by a budget of tokens instead of a number of sequences")
+    max_tokens_per_gpu: int = flag(16192, "that budget, for each rank")
+    length_group_steps: int = flag(1, "so many steps' rows are sorted by length before they are cut into steps")
+
+
+@dataclass(frozen=True, slots=True)
+class PairsTrainSection(SupervisedTrainFields):
     micro_batch_size: int = flag(1, "pairs in one forward and backward pass of a rank", common=True)
     batch_size: int = flag(128, "pairs in one optimizer step, over all ranks", common=True)
 
@@ -66,6 +74,7 @@ class SupervisedFields(OptimizerFields):
 
     eval: EvalSection = section(EvalSection, "held-out evaluation")
     device: DeviceSection = section(DeviceSection, "CPU or GPU")
+    ray: RaySection = section(RaySection, "the cluster, where the model has several ranks")
     plan: PlanSection = section(PlanSection, "the plan that is made before anything loads")
     memory: MemorySection = section(MemorySection, "what the planner may choose")
     local_rank: int = flag(

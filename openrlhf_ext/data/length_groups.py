@@ -1,4 +1,4 @@
-"""Which examples an optimizer step trains on: shuffled, grouped by length where that is asked for, the dearest first.
+"""Which examples an optimizer step trains on: shuffled, grouped by length where that is asked for, the longest first.
 
 A step's examples depend on the seed, the lengths and the step's number, and on nothing that happened before: a run
 that is killed and resumed trains on the same ones. How a step is cut into micro-batches is `batch.partition`'s.
@@ -10,29 +10,24 @@ import math
 from collections.abc import Sequence
 from random import Random
 
-from openrlhf_ext.batch.partition import SplitSettings, micro_batches
 from openrlhf_ext.types import derive_seed
 
 
 class StepOrder:
     """Every epoch visits every example once, in steps of `batch_size`; the last step of an epoch may be short.
 
-    `lengths` are the tokens of each row of each example: one row for SFT, two for a preference pair (`split.unit`).
+    `lengths` are the tokens of each row of each example: one row for SFT, two for a preference pair.
     `window` is how many steps' worth of examples are sorted by length before they are cut into steps: 1 mixes
     lengths as they come, more saves padding and makes neighbours in a step more alike. The very first step of a
-    run is the one whose largest micro-batch takes the most tokens, so that memory runs out in the first minute or
-    not at all.
+    run is the one with the longest rows, so that memory runs out in the first minute or not at all. Nothing of
+    this depends on how a step is cut into micro-batches.
     """
 
-    def __init__(
-        self, lengths: Sequence[tuple[int, ...]], *, batch_size: int, seed: int, split: SplitSettings, window: int = 1
-    ) -> None:
+    def __init__(self, lengths: Sequence[tuple[int, ...]], *, batch_size: int, seed: int, window: int = 1) -> None:
         assert lengths and batch_size > 0 and window > 0
-        assert all(len(rows) == split.unit for rows in lengths), "as many rows as a unit has"
         self._lengths = lengths
         self._batch_size = batch_size
         self._seed = seed
-        self._split = split
         self._window = window
         self._epoch = -1
         self._steps: list[list[int]] = []
@@ -48,11 +43,6 @@ class StepOrder:
             self._steps, self._epoch = self._steps_of(epoch), epoch
         return self._steps[index]
 
-    def largest(self, rows: Sequence[int]) -> int:
-        """Tokens of the largest micro-batch of a step of these examples, padding included unless packed."""
-        lengths = [length for row in rows for length in self._lengths[row]]
-        return max(self._split.cost(lengths, part) for rank in micro_batches(lengths, self._split) for part in rank)
-
     def _steps_of(self, epoch: int) -> list[list[int]]:
         order = list(range(len(self._lengths)))
         Random(derive_seed(self._seed, "epoch", epoch)).shuffle(order)
@@ -65,8 +55,12 @@ class StepOrder:
         if self._window > 1:
             Random(derive_seed(self._seed, "steps", epoch)).shuffle(whole)
         if epoch == 0 and whole:
-            whole.insert(0, whole.pop(max(range(len(whole)), key=lambda i: (self.largest(whole[i]), -i))))
+            whole.insert(0, whole.pop(max(range(len(whole)), key=lambda i: (self._longest(whole[i]), -i))))
         return whole + [step for step in steps if len(step) < size]
+
+    def _longest(self, rows: Sequence[int]) -> list[int]:
+        """The lengths of a step's rows, the longest first: what steps are compared by."""
+        return sorted((length for row in rows for length in self._lengths[row]), reverse=True)
 
     def _grouped(self, order: Sequence[int], window: int) -> list[int]:
         """Each window's examples with the longest first; equally long ones stay as they were shuffled."""

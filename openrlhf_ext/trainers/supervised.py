@@ -7,11 +7,10 @@ same for every supervised objective.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
-
-import torch
+from typing import Protocol, TypeVar
 
 from openrlhf_ext.batch.partition import SplitSettings
 from openrlhf_ext.batch.split import all_micro_batches, optimizer_step
@@ -22,29 +21,35 @@ from openrlhf_ext.track.checkpoints import Checkpoint
 from openrlhf_ext.trainers.journal import Journal
 from openrlhf_ext.trainers.objectives import SftObjective
 from openrlhf_ext.trainers.reports import under
-from openrlhf_ext.types import Metric, derive_seed, merge_reports
+from openrlhf_ext.types import Metric, merge_reports
 
 Example = TypeVar("Example")
+LONG = (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0))
+
+
+class StepOrder(Protocol):
+    """Which examples each step trains on (`data.length_groups.StepOrder`)."""
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    def rows(self, step: int) -> list[int]:
+        """The indices of the examples of a step, counted from 0 over all epochs."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class SupervisedSettings:
-    """`batch_size` examples an optimizer step; the last short batch of an epoch is a step of its own."""
+    """`data` is a digest of the examples and of what their order depends on: a checkpoint of others is refused."""
 
-    seed: int
-    batch_size: int
     epochs: int = 1
     objective: Objective = field(default_factory=SftObjective)
-
-    def steps_per_epoch(self, examples: int) -> int:
-        return math.ceil(examples / self.batch_size)
-
-    def total_steps(self, examples: int) -> int:
-        return self.steps_per_epoch(examples) * self.epochs
+    data: Mapping[str, int | str] = field(default_factory=dict)
 
 
 def train_supervised(
     settings: SupervisedSettings,
+    order: StepOrder,
     examples: Sequence[Example],
     to_step: Callable[[Sequence[Example]], OptimizerStep],
     model: TrainRole,
@@ -54,32 +59,35 @@ def train_supervised(
 ) -> int:
     """Train for `settings.epochs` passes; returns the last step. A step is an optimizer step.
 
-    The examples of a step depend on (seed, step) and nothing before, so a resumed run goes on exactly.
-    Raises DataError where `resume` is of other data or another batch size.
+    The examples of a step depend on its number and nothing before, so a resumed run goes on exactly.
+    Raises DataError where `resume` is of other data or another order.
     """
-    position = {"examples": len(examples), "batch_size": settings.batch_size, "seed": settings.seed}
-    step = 0
+    position, step, total = dict(settings.data), 0, order.steps_per_epoch * settings.epochs
     if resume is not None:
         _check_same(resume.state["position"], position)
         model.load(resume.path / "model")
         step = resume.step
     journal.begin(step, resume.state if resume else None)
-    while step < settings.total_steps(len(examples)):
+    first = step
+    while step < total:
+        start = time.perf_counter()
         with journal.clock("batch"):
-            rows = rows_of_step(settings, len(examples), step)
+            rows = order.rows(step)
             update = to_step([examples[row] for row in rows])
         with journal.clock("update"):
             report = under("train", model.update([update], settings.objective))
+        if step == first and total - step > 1:
+            journal.note(_forecast(time.perf_counter() - start, total - step))
         step += 1
         tokens = float(sum(int(micro.lengths_B.sum()) for micro in all_micro_batches(update) if micro.rows))
         figures = {
-            "train/epoch": Metric(step / settings.steps_per_epoch(len(examples)), reduction="last"),
+            "train/epoch": Metric(step / order.steps_per_epoch, reduction="last"),
             "train/examples": Metric(len(rows), reduction="sum"),
         }
         journal.end_step(
             step,
             merge_reports([report, figures]),
-            last=step == settings.total_steps(len(examples)),
+            last=step == total,
             tokens={"update": tokens},
             write=lambda folder: model.save(folder / "model"),
             state=lambda: {"position": position},
@@ -87,12 +95,13 @@ def train_supervised(
     return step
 
 
-def rows_of_step(settings: SupervisedSettings, examples: int, step: int) -> list[int]:
-    """The indices that step (from 0) trains on: each epoch visits all, in an order of its own."""
-    epoch, index = divmod(step, settings.steps_per_epoch(examples))
-    generator = torch.Generator().manual_seed(derive_seed(settings.seed, "epoch", epoch))
-    order = torch.randperm(examples, generator=generator).tolist()
-    return order[index * settings.batch_size : (index + 1) * settings.batch_size]
+def _forecast(seconds: float, steps: int) -> str:
+    """The first step of a run has its largest micro-batch and warms everything up: the rest is seldom slower."""
+    whole = seconds * steps
+    unit, length = next((pair for pair in LONG if whole >= 2 * pair[1]), ("seconds", 1.0))
+    return (
+        f"the first step took {seconds:.3g} s: at most about {whole / length:.3g} {unit} at this rate for all {steps}"
+    )
 
 
 def sft_step(batch: TokenBatch, split: SplitSettings, ranks: int) -> OptimizerStep:
@@ -109,10 +118,10 @@ def sft_evaluation(model: LogprobRole, batches: Sequence[TokenBatch]) -> dict[st
     return {"eval/loss": loss, "eval/perplexity": math.exp(min(loss, 700.0))}
 
 
-def _check_same(saved: dict[str, int], present: dict[str, int]) -> None:
+def _check_same(saved: Mapping[str, int | str], present: Mapping[str, int | str]) -> None:
     for name, value in present.items():
-        if saved[name] != value:
+        if saved.get(name) != value:
             raise DataError(
-                f"the checkpoint was written with {name.replace('_', ' ')} {saved[name]} and this run has {value}, so "
-                "the examples would come in another order: give the same, or start anew without --ckpt.load_enable."
+                f"the checkpoint was written with {name.replace('_', ' ')} {saved.get(name)} and this run has {value}, "
+                "so the examples would come in another order: give the same, or start anew without --ckpt.load_enable."
             )

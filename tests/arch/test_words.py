@@ -51,6 +51,7 @@ def test_device_names_live_in_device():
 
 
 def test_the_walk_sees_a_word():
-    code = '"""cuda"""\nimport torch\nx = torch.cuda\nw = "a CUDA card"\ny = "CUDA_VISIBLE_DEVICES"\nz = is_nccl\nbarracuda = 1  # gloo\n'
+    code = '"""cuda"""\nimport torch\nx = torch.cuda\nw = "a CUDA card"\n'
+    code += 'y = "CUDA_VISIBLE_DEVICES"\nz = is_nccl\nbarracuda = 1  # gloo\n'
     module = Module(Path("openrlhf_ext/ops/x.py"), ast.parse(code), 7)
     assert sorted(text for _, text, _ in found(module)) == ["CUDA_VISIBLE_DEVICES", "cuda", "is_nccl"]

@@ -19,7 +19,6 @@ from openrlhf_ext.plan.arithmetic import arithmetic_of
 from openrlhf_ext.plan.types import Arithmetic, DataSize, Hardware, Setup
 from openrlhf_ext.track.checkpoints import CheckpointStore
 from openrlhf_ext.trainers.journal import Cadence
-from openrlhf_ext.trainers.supervised import SupervisedSettings
 
 EVERY = st.sampled_from([-1, 1, 2, 3, 4, 7])
 RUNS = settings(deadline=None, max_examples=15)
@@ -45,7 +44,8 @@ def test_the_supervised_loop(
     with tempfile.TemporaryDirectory() as folder:
         job = SFTJob(
             Path(folder),
-            settings=SupervisedSettings(seed=3, batch_size=batch, epochs=epochs),
+            batch_size=batch,
+            epochs=epochs,
             examples=rows,
             cadence=when,
             evaluates=evaluates,

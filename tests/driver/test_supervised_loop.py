@@ -15,13 +15,13 @@ from fakes import PAD, BigramEngine, MemoryTracker, SilentLine
 from openrlhf_ext.batch.pad import token_batch
 from openrlhf_ext.batch.partition import SplitSettings
 from openrlhf_ext.batch.types import OptimizerStep
+from openrlhf_ext.data.length_groups import StepOrder
 from openrlhf_ext.errors import DataError
 from openrlhf_ext.track.checkpoints import CheckpointStore
 from openrlhf_ext.trainers.journal import Cadence, Journal
 from openrlhf_ext.trainers.local import LocalRole
 from openrlhf_ext.trainers.supervised import (
     SupervisedSettings,
-    rows_of_step,
     sft_evaluation,
     sft_step,
     train_supervised,
@@ -47,7 +47,9 @@ def example(number: int) -> Rollout:
 @dataclass
 class Job:
     folder: Path
-    settings: SupervisedSettings = field(default_factory=lambda: SupervisedSettings(seed=3, batch_size=4, epochs=2))
+    epochs: int = 2
+    batch_size: int = 4
+    seed: int = 3
     examples: int = 10
     cadence: Cadence = field(default_factory=Cadence)
     split: SplitSettings = field(default_factory=lambda: SplitSettings(rows=2))
@@ -58,6 +60,7 @@ class Job:
     def run(self, resume: bool = False) -> int:
         self.tracker = MemoryTracker()
         self.engine = BigramEngine(self.lr)
+        self.line = SilentLine()
         self.store = CheckpointStore(self.folder / "ckpt")
         self.batches: list[list[str]] = []
         role = LocalRole(self.engine, self.split)
@@ -73,12 +76,15 @@ class Job:
         journal = Journal(
             self.cadence,
             tracker=self.tracker,
-            line=SilentLine(),
+            line=self.line,
             store=self.store,
             evaluate=(lambda: sft_evaluation(role, [held_out])) if self.evaluates else None,
         )
         checkpoint = self.store.latest() if resume else None
-        return train_supervised(self.settings, examples, to_step, role, journal, resume=checkpoint)
+        lengths = [(len(each.token_ids),) for each in examples]
+        order = StepOrder(lengths, batch_size=self.batch_size, seed=self.seed)
+        settings = SupervisedSettings(self.epochs, data={"batch_size": self.batch_size, "examples": self.examples})
+        return train_supervised(settings, order, examples, to_step, role, journal, resume=checkpoint)
 
     def metric(self, name: str) -> list[float]:
         return [values[name] for _, values in self.tracker.lines if name in values]
@@ -101,7 +107,7 @@ def test_a_step_is_an_optimizer_step_and_every_epoch_visits_every_row(tmp_path: 
 
 
 def test_it_learns(tmp_path: Path) -> None:
-    job = Job(tmp_path, settings=SupervisedSettings(seed=3, batch_size=4, epochs=6), evaluates=True, lr=5.0)
+    job = Job(tmp_path, epochs=6, evaluates=True, lr=5.0)
     job.run()
     before, after = job.metric("eval/loss")
     assert before == pytest.approx(math.log(6), abs=0.2)
@@ -138,7 +144,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(tmp_path: Path, kille
 
 def test_the_lowest_loss_is_the_best(tmp_path: Path) -> None:
     cadence = Cadence(evaluate=1, best="loss", best_is_lowest=True)
-    job = Job(tmp_path, cadence=cadence, evaluates=True, settings=SupervisedSettings(seed=1, batch_size=4, epochs=2))
+    job = Job(tmp_path, cadence=cadence, evaluates=True, seed=1)
     job.run()
     best = job.store.best()
     assert best is not None
@@ -149,13 +155,12 @@ def test_the_lowest_loss_is_the_best(tmp_path: Path) -> None:
 def test_a_resume_with_another_batch_size_is_refused(tmp_path: Path) -> None:
     job = Job(tmp_path)
     job.run()
-    other = replace(job, settings=SupervisedSettings(seed=3, batch_size=5, epochs=2))
     with pytest.raises(DataError, match="batch size 4 and this run has 5"):
-        other.run(resume=True)
+        replace(job, batch_size=5).run(resume=True)
 
 
-def test_the_rows_of_a_step_depend_on_the_seed_and_the_step_alone() -> None:
-    settings = SupervisedSettings(seed=5, batch_size=3, epochs=4)
-    assert rows_of_step(settings, 7, 4) == rows_of_step(settings, 7, 4)
-    assert sorted(chain(*(rows_of_step(settings, 7, step) for step in range(3, 6)))) == list(range(7))
-    assert rows_of_step(replace(settings, seed=6), 7, 4) != rows_of_step(settings, 7, 4)
+def test_the_first_step_says_how_long_all_will_take(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    job.run()
+    (forecast,) = [note for note in job.line.notes if "first step" in note]
+    assert "for all 6" in forecast

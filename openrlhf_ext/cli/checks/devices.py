@@ -61,10 +61,6 @@ def find_ranks(subject: Subject) -> Iterator[Finding]:
     if subject.command == "rl":
         yield from _roles(subject)
         return
-    if subject.command == "sft":
-        from openrlhf_ext.cli.sft_run import check_ranks
-
-        check_ranks(subject.config)
     there, asked = subject.device.count, subject.config.model.num_gpus_per_node
     if 0 < there < asked:
         yield error(

@@ -22,7 +22,7 @@ def find_imports(subject: Subject) -> Iterator[Finding]:
     """Import what the other checks use, which takes most of the time and must be done by one thread alone: two that
     import transformers at the same time may find it half there."""
     wanted = ["cli.specs", "models.build", "data.preferences", "cli.preflight"]
-    wanted += ["cli.rl_roles", "cli.rl_setup"] if subject.command == "rl" else ["cli.sft_run"]
+    wanted += ["cli.rl_roles", "cli.rl_setup"] if subject.command == "rl" else ["cli.supervised_run"]
     for name in wanted:
         try:
             importlib.import_module(f"openrlhf_ext.{name}")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from openrlhf_ext.cli.checks.finding import Finding, ok, warning
 from openrlhf_ext.cli.checks.subject import NotThereError, Subject
-from openrlhf_ext.data.tables import parse_probs
+from openrlhf_ext.data.tables import Row
 from openrlhf_ext.plan.types import DataSize
-
-if TYPE_CHECKING:
-    from openrlhf_ext.types import Prompt
+from openrlhf_ext.types import Prompt
 
 AREA, EVALUATION = "data", "evaluation data"
 FIRST_ROWS = 256
@@ -62,7 +60,9 @@ def _prompts(subject: Subject, area: str, dataset: str, split: str, probs: str |
     limit, whole = _limit(dataset, config.data.max_samples)
     if not subject.has_tokenizer:
         keys = {config.data.input_key: "--data.input_key", config.data.label_key: "--data.label_key"}
-        yield from _columns_alone(area, dataset, split, limit, keys)
+        rows = yield from _columns_alone(area, dataset, split, limit, keys)
+        if area == AREA:
+            subject.settle_prompts([_untokenized(row, config.data) for row in rows[:SHOWN]])
         return
     loaded = load_prompts(prompt_settings(config, dataset, split, probs, limit), subject.tokenizer)
     prompts, counts = loaded.prompts, loaded.counts
@@ -85,6 +85,14 @@ def _prompts(subject: Subject, area: str, dataset: str, split: str, probs: str |
         text = str(subject.tokenizer.decode(list(prompt.token_ids), skip_special_tokens=False))
         label = f"; label {_cut(repr(prompt.label))}" if config.data.label_key else ""
         yield ok(area, f"{len(prompt.token_ids)} tokens: {_cut(repr(text))}{label}")
+
+
+def _untokenized(row: Row, data: Any) -> Prompt:
+    """As far as a reward file can be tried with it."""
+    used = {data.input_key, data.label_key}
+    meta = {name: value for name, value in row.values.items() if name not in used}
+    label = row[data.label_key] if data.label_key is not None else ""
+    return Prompt(row.where, (), str(row[data.input_key]), label, row.source, meta)
 
 
 def _steps(subject: Subject, prompts: Sequence[Prompt]) -> Iterator[Finding]:
@@ -178,7 +186,7 @@ Loaded = tuple[Mapping[str, int], list[int], list[tuple[int, list[tuple[str, lis
 
 
 def _examples(subject: Subject, dataset: str, split: str, probs: str | None, limit: int) -> Loaded:
-    from openrlhf_ext.cli.sft_run import sft_settings
+    from openrlhf_ext.cli.supervised_rows import sft_settings
     from openrlhf_ext.data.sft import load_sft
 
     settings = replace(sft_settings(subject.config, dataset, split, probs), max_samples=limit)
@@ -192,24 +200,11 @@ def _examples(subject: Subject, dataset: str, split: str, probs: str | None, lim
 
 
 def _pairs(subject: Subject, dataset: str, split: str, probs: str | None, limit: int) -> Loaded:
-    from openrlhf_ext.data.preferences import PreferenceSettings, load_preferences
+    from openrlhf_ext.cli.supervised_rows import dpo_settings, rm_settings
+    from openrlhf_ext.data.preferences import load_preferences
 
-    data = subject.config.data
-    margin = data.margin_key if subject.command == "rm" and subject.config.model.margin_loss_enable else None
-    settings = PreferenceSettings(
-        dataset=dataset,
-        probs=parse_probs(probs),
-        split=split,
-        prompt_key=data.prompt_key,
-        chosen_key=data.chosen_key,
-        rejected_key=data.rejected_key,
-        margin_key=margin,
-        input_template=data.input_template,
-        apply_chat_template=data.apply_chat_template,
-        max_samples=limit,
-        max_tokens=data.max_len,
-        seed=subject.config.train.seed,
-    )
+    settings = (rm_settings if subject.command == "rm" else dpo_settings)(subject.config, dataset, split, probs)
+    settings = replace(settings, max_samples=limit)
     loaded = load_preferences(settings, subject.tokenizer)
     lengths = [len(side.token_ids) for pair in loaded.pairs for side in (pair.chosen, pair.rejected)]
     shown = []
@@ -227,8 +222,8 @@ _LENGTHS = ("truncated", "cut_prompts", "cut_responses", "dropped_overlong", "dr
 
 def _columns_alone(
     area: str, dataset: str, split: str, limit: int, keys: Mapping[str | None, str]
-) -> Iterator[Finding]:
-    """What can be said of rows without a tokenizer, or before there is a command for them."""
+) -> Generator[Finding, None, list[Row]]:
+    """The rows, and what can be said of them without a tokenizer."""
     from openrlhf_ext.data.tables import load_rows, require_columns
 
     rows = load_rows(dataset, split=split, max_samples=limit)
@@ -243,6 +238,7 @@ def _columns_alone(
             )
     for row in rows[:SHOWN]:
         yield ok(area, ", ".join(f"{key} {_cut(repr(row[key]))}" for key in columns))
+    return rows
 
 
 def _seen(rows: int, whole: bool) -> str:

@@ -14,16 +14,23 @@ from openrlhf_ext.config.rules.algorithm import ALGORITHM_RULES
 from openrlhf_ext.config.rules.common import COMMON_RULES
 from openrlhf_ext.config.rules.effects import idle_paths
 from openrlhf_ext.config.rules.rl import RL_RULES
+from openrlhf_ext.config.rules.serve_rm import SERVE_RM_RULES
 from openrlhf_ext.config.rules.supervised import SUPERVISED_RULES
 from openrlhf_ext.config.rules.violation import Explicit, Violation, accumulation
+from openrlhf_ext.config.serve_rm import ServeRMConfig
 
 __all__ = ["Violation", "accumulation", "advice", "broken_rules", "idle_paths"]
 
 
 def broken_rules(config: Any, explicit: Explicit) -> list[Violation]:
     """Every violation of every rule of this command."""
-    own = (*RL_RULES, *ALGORITHM_RULES) if isinstance(config, RLConfig) else SUPERVISED_RULES[type(config)]
-    return [violation for rule in (*COMMON_RULES, *own) for violation in rule(config, explicit)]
+    if isinstance(config, ServeRMConfig):
+        rules = SERVE_RM_RULES
+    elif isinstance(config, RLConfig):
+        rules = (*COMMON_RULES, *RL_RULES, *ALGORITHM_RULES)
+    else:
+        rules = (*COMMON_RULES, *SUPERVISED_RULES[type(config)])
+    return [violation for rule in rules for violation in rule(config, explicit)]
 
 
 def advice(config: Any) -> list[str]:

@@ -57,6 +57,8 @@ def head_fits_the_loss(config: RMConfig, explicit: Explicit) -> Iterator[Violati
         )
     if model.loss_type != "general" and model.head_dim != 1:
         yield Violation("--model.head_dim", model.head_dim, "it has no effect without --model.loss_type general")
+    if model.loss_type == "general" and model.centring_coef:
+        yield Violation("--model.centring_coef", model.centring_coef, "it is for --model.loss_type sigmoid or logexp")
     if model.loss_type == "general" and model.margin_loss_enable:
         yield Violation("--model.margin_loss_enable", None, "it is for --model.loss_type sigmoid or logexp")
 

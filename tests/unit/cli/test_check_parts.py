@@ -170,9 +170,9 @@ def test_the_drivers_list():
 
 
 def test_what_a_broken_library_says(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "openrlhf_ext.cli.sft_run", None)  # as Python marks what cannot be imported
+    monkeypatch.setitem(sys.modules, "openrlhf_ext.cli.supervised_run", None)  # as Python marks what cannot be imported
     (found,) = packages.find_imports(subject())
-    assert found.level == "error" and "openrlhf_ext.cli.sft_run cannot be imported" in found.text
+    assert found.level == "error" and "openrlhf_ext.cli.supervised_run cannot be imported" in found.text
 
 
 @pytest.mark.parametrize(

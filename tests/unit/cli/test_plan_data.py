@@ -231,7 +231,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_counted_tokens_are_those_that_sft_trains_on(tmp_path: Path, model: Path) -> None:
-    from openrlhf_ext.cli.sft_run import sft_settings
+    from openrlhf_ext.cli.supervised_rows import sft_settings
     from openrlhf_ext.data.sft import load_sft
     from openrlhf_ext.data.tokenizer import load_tokenizer
 

@@ -170,10 +170,11 @@ def test_what_is_allowed(text: str):
     rl(text)
 
 
-def test_sft_has_no_adapters_yet():
-    for text in ("--ds.lora.rank 8", "--ds.load_in_4bit"):
-        with pytest.raises(ConfigError, match="LoRA and QLoRA for sft"):
-            parse("sft", ["--model.model_name_or_path", "m", "--data.dataset", "d", *text.split()])
+def test_what_adapters_need_is_refused_without_them():
+    for text in ("--ds.lora.alpha 8", "--ds.load_in_4bit", "--ds.lora.dropout 0.1"):
+        with pytest.raises(ConfigError, match=r"it has no effect without --ds\.lora\.rank"):
+            parse("sft", f"--model.model_name_or_path m --data.dataset d {text}".split())
+    assert parse("sft", "--model.model_name_or_path m --data.dataset d --ds.lora.rank 8 --ds.load_in_4bit".split())
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,7 @@ from openrlhf_ext.batch.partition import SplitSettings, micro_batches
 from openrlhf_ext.data.length_groups import StepOrder
 
 LENGTHS = st.lists(st.integers(1, 60).map(lambda n: (n,)), min_size=1, max_size=60)
-SPLITS = st.sampled_from(
-    [SplitSettings(rows=2), SplitSettings(max_tokens=64), SplitSettings(max_tokens=64, packed=True)]
-)
-SETTINGS = {"batch_size": st.integers(1, 9), "seed": st.integers(0, 99), "window": st.integers(1, 5), "split": SPLITS}
+SETTINGS = {"batch_size": st.integers(1, 9), "seed": st.integers(0, 99), "window": st.integers(1, 5)}
 
 
 def drawn(n: int, seed: int = 0) -> list[tuple[int, ...]]:
@@ -47,23 +44,16 @@ def test_a_step_depends_on_its_number_and_nothing_before(lengths, settings, shuf
 
 
 @given(LENGTHS, st.fixed_dictionaries(SETTINGS))
-def test_the_first_step_has_the_largest_micro_batch_of_all_full_steps(lengths, settings):
+def test_the_first_step_has_the_longest_row_of_all_full_steps(lengths, settings):
     order = StepOrder(lengths, **settings)
-    costs = [
-        max(
-            settings["split"].cost([lengths[r][0] for r in rows], part)
-            for rank in micro_batches([lengths[r][0] for r in rows], settings["split"])
-            for part in rank
-        )
-        for rows in map(order.rows, range(order.steps_per_epoch))
-        if len(rows) == settings["batch_size"]
-    ]
-    assert not costs or costs[0] == max(costs)
+    steps = [order.rows(step) for step in range(order.steps_per_epoch)]
+    longest = [max(lengths[row][0] for row in rows) for rows in steps if len(rows) == settings["batch_size"]]
+    assert not longest or longest[0] == max(longest)
 
 
 def test_only_the_first_epoch_begins_with_the_longest_and_seeds_differ():
     lengths = drawn(64)
-    settings = {"batch_size": 4, "split": SplitSettings(rows=4)}
+    settings = {"batch_size": 4}
     order = StepOrder(lengths, seed=1, **settings)
     longest = max(range(64), key=lambda row: lengths[row])
     assert longest in order.rows(0)
@@ -78,7 +68,7 @@ def test_a_window_saves_padding(split):
     lengths = drawn(2000)
 
     def share_of_padding(window: int) -> float:
-        order = StepOrder(lengths, batch_size=8, seed=0, split=split, window=window)
+        order = StepOrder(lengths, batch_size=8, seed=0, window=window)
         padded = 0
         for step in range(order.steps_per_epoch):
             tokens = [lengths[row][0] for row in order.rows(step)]
@@ -91,10 +81,9 @@ def test_a_window_saves_padding(split):
 def test_pairs_are_grouped_by_their_longer_answer():
     generator = random.Random(3)
     lengths = [(generator.randrange(1, 99), generator.randrange(1, 99)) for _ in range(80)]
-    split = SplitSettings(max_tokens=400, unit=2)
-    order = StepOrder(lengths, batch_size=8, seed=0, split=split, window=10)
+    order = StepOrder(lengths, batch_size=8, seed=0, window=10)
     longest = [[max(lengths[row]) for row in order.rows(step)] for step in range(10)]
     assert all(step == sorted(step, reverse=True) for step in longest)
     ends = sorted((step[-1], step[0]) for step in longest)
     assert all(top <= low for (_, top), (low, _) in pairwise(ends))
-    assert order.largest(order.rows(0)) == max(order.largest(order.rows(step)) for step in range(10))
+    assert longest[0][0] == max(step[0] for step in longest)

@@ -1,0 +1,189 @@
+"""The one model of a supervised command: its spec, its ranks, and where dpo's reference comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from openrlhf_ext.batch.partition import SplitSettings
+from openrlhf_ext.batch.types import TokenBatch
+from openrlhf_ext.cli.specs import engine_spec, frozen_engine_spec, model_path, model_spec, threads_for
+from openrlhf_ext.cluster.learner_spec import LearnerSpec
+from openrlhf_ext.config import Parsed
+from openrlhf_ext.device import Device
+from openrlhf_ext.device.peaks import PeakMeter
+from openrlhf_ext.device.rendezvous import free_port
+from openrlhf_ext.errors import ConfigError
+from openrlhf_ext.models.build import check_spec
+from openrlhf_ext.plan.setup_supervised import reference_strategy
+from openrlhf_ext.ports import SupervisedRole
+from openrlhf_ext.track.memory import MemoryLog
+from openrlhf_ext.track.progress import console, waiting
+from openrlhf_ext.track.reference_cache import ReferenceCache, model_digest
+from openrlhf_ext.trainers.local import LocalRole
+from openrlhf_ext.trainers.reference import BaseReference, CachedReference, ModelReference, Reference
+
+SAID_EVERY = 10
+"""Of so many parts the computing of reference log-probs says when it is through."""
+
+
+@dataclass(slots=True)
+class Opened:
+    """What stands when training begins; a second model is closed with the first."""
+
+    model: SupervisedRole | None = None
+    memory: MemoryLog = field(default_factory=MemoryLog)
+    stack: ExitStack = field(default_factory=ExitStack)
+
+
+def is_adapter_folder(path: str) -> bool:
+    return (Path(path) / "adapter_config.json").is_file()
+
+
+def base_path(path: str) -> str:
+    """The model itself, or the one that a folder of adapters belongs to."""
+    if not is_adapter_folder(path):
+        return path
+    from openrlhf_ext.models.lora import read_adapter_folder
+
+    return read_adapter_folder(Path(path))[0]
+
+
+def learner_spec(
+    parsed: Parsed, device: Device, fields: Mapping[str, Any], total_steps: int, split: SplitSettings
+) -> LearnerSpec:
+    """Raises UserError for a model that is not there, or flags that its adapters contradict."""
+    cfg = parsed.config
+    ranks = cfg.model.num_nodes * cfg.model.num_gpus_per_node
+    path = cfg.model.model_name_or_path
+    chosen = "ds.attn_implementation" in parsed.explicit
+    model = replace(model_spec(base_path(path), cfg.model, cfg.ds, device, explicit=chosen), **fields)
+    if is_adapter_folder(path):
+        model = _continued(parsed, model, path)
+    check_spec(model)
+    exact = cfg.train.full_determinism_enable
+    engine = engine_spec(cfg, cfg.ds, total_steps=max(total_steps, 1), seed=cfg.train.seed, exact=exact)
+    return LearnerSpec(device, ranks, model, engine, split, threads_for(ranks))
+
+
+def _continued(parsed: Parsed, model: Any, path: str) -> Any:
+    from openrlhf_ext.models.lora import read_adapter_folder
+
+    _, lora = read_adapter_folder(Path(path))
+    for name in ("rank", "alpha", "target_modules"):
+        if f"ds.lora.{name}" in parsed.explicit and getattr(parsed.config.ds.lora, name) != getattr(lora, name):
+            raise ConfigError(
+                f"--ds.lora.{name} contradicts the adapters in {path}, on which training goes on "
+                f"({getattr(lora, name)}): leave the flag out."
+            )
+    return replace(model, lora=lora, adapters=path)
+
+
+@contextmanager
+def open_learner(spec: LearnerSpec, ray: Any, memory: MemoryLog, output: Path) -> Iterator[SupervisedRole]:
+    """The model in this process where it has one rank, else in Ray workers that end with the block."""
+    if spec.ranks == 1:
+        yield open_here(spec, memory)
+        return
+    # One rank is one process without Ray.
+    from openrlhf_ext.cluster.session import RaySettings, ray_session
+    from openrlhf_ext.cluster.supervised import build_learner
+
+    settings = RaySettings(
+        address=ray.address,
+        bind=ray.bind,
+        dashboard=ray.dashboard,
+        dashboard_port=ray.dashboard_port,
+        cpus=max(spec.ranks, threads_for(1)),
+        gpus=spec.device.count,
+    )
+    with ray_session(settings):
+        yield build_learner(spec, memory)
+
+
+def open_here(spec: LearnerSpec, memory: MemoryLog, role: str = "model") -> LocalRole:
+    from openrlhf_ext.engine.deepspeed_engine import DeepSpeedEngine
+    from openrlhf_ext.engine.process import init_process
+
+    phase = memory.measuring(role, PeakMeter(spec.device, role))
+    with waiting(f"the {role} to load"), phase("load"):
+        init_process(spec.device, 0, 1, 0, "127.0.0.1", free_port("127.0.0.1"))
+        engine: Any = DeepSpeedEngine(spec.model, spec.engine, spec.device)
+    return LocalRole(engine, spec.split, phase)
+
+
+def make_reference(
+    parsed: Parsed, device: Device, opened: Opened, model: SupervisedRole, batches: Sequence[TokenBatch]
+) -> Reference:
+    """Where the reference's log-probs come from, said out loud."""
+    cfg = parsed.config
+    strategy = reference_strategy(cfg)
+    if (
+        is_adapter_folder(cfg.model.model_name_or_path)
+        and cfg.ref.strategy == "auto"
+        and not cfg.ref.model_name_or_path
+    ):
+        strategy = "adapter"
+    console.print(f"reference: {SAID[strategy]}", soft_wrap=True)
+    if strategy in ("base", "adapter"):
+        return BaseReference(model)
+    spec = replace(_reference_spec(parsed, device, strategy), split=replace(_split_of(cfg), unit=1))
+    if strategy != "cached":
+        return ModelReference(_second(spec, model, opened))
+    path = base_path(cfg.ref.model_name_or_path or cfg.model.model_name_or_path)
+    folder = Path(cfg.ref.cache_dir) if cfg.ref.cache_dir else Path(cfg.ckpt.output_dir) / "reference_logprobs"
+    cache = ReferenceCache(folder, model_digest(Path(path), path, cfg.ds.param_dtype, cfg.ds.load_in_4bit))
+    asked = model if cfg.ref.model_name_or_path is None else _second(spec, model, opened)
+    return CachedReference.fill(cache, asked, batches, _Progress(len(batches)))
+
+
+SAID = {
+    "base": "the base model under the adapters; no second model, no memory",
+    "adapter": "a frozen copy of the adapters that training goes on from; no second model",
+    "cached": "log-probs that are computed once before training and kept on disk; no second model",
+    "quantised": "a second model in 4 bits, whose log-probs differ a little from the whole one's",
+    "offloaded": "a second model, in host memory between uses",
+    "model": "a second model",
+}
+
+
+def _split_of(cfg: Any) -> SplitSettings:
+    return SplitSettings(rows=2 * cfg.train.micro_batch_size, packed=cfg.ds.packing_samples)
+
+
+def _reference_spec(parsed: Parsed, device: Device, strategy: str) -> LearnerSpec:
+    cfg = parsed.config
+    path = model_path(cfg.ref.model_name_or_path or cfg.model.model_name_or_path)
+    chosen = "ds.attn_implementation" in parsed.explicit
+    model = model_spec(path, cfg.model, cfg.ds, device, explicit=chosen)
+    model = replace(model, lora=None, load_in_4bit=strategy == "quantised")
+    exact = cfg.train.full_determinism_enable
+    engine = frozen_engine_spec(cfg.ds, offload=strategy == "offloaded", seed=cfg.train.seed, exact=exact)
+    if strategy == "quantised":
+        engine = replace(engine, zero_stage=0)
+    return LearnerSpec(device, 1, model, engine, _split_of(cfg), threads_for(1))
+
+
+def _second(spec: LearnerSpec, model: SupervisedRole, opened: Opened) -> SupervisedRole:
+    if model.ranks > 1:
+        raise ConfigError(
+            "--ref.strategy with a second model needs one rank in this version: give --ref.strategy cached, or base "
+            "with adapters."
+        )
+    return open_here(spec, opened.memory, "reference")
+
+
+class _Progress:
+    """Says a few times how far the reference is."""
+
+    def __init__(self, batches: int) -> None:
+        self._every = max(batches // SAID_EVERY, 1)
+        self._calls = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        self._calls += 1
+        if self._calls % self._every == 0 or done == total:
+            console.print(f"reference log-probs: {done} of {total} answers")

@@ -1,0 +1,155 @@
+"""One run of sft, rm or dpo: check the data, plan, train, evaluate, export. One rank is this very process."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openrlhf_ext.batch.partition import SplitSettings
+from openrlhf_ext.batch.types import OptimizerStep
+from openrlhf_ext.cli.memory_report import as_result, memory_log, say_peaks, shortage_explained
+from openrlhf_ext.cli.preflight import preflight
+from openrlhf_ext.cli.specs import (
+    cadence_of,
+    metrics_file,
+    open_store,
+    open_tracking,
+    split_settings,
+    write_config,
+)
+from openrlhf_ext.cli.supervised_model import Opened, base_path, learner_spec, make_reference, open_learner
+from openrlhf_ext.cli.supervised_tasks import Task, dpo_task, dropped_file, rm_task, sft_task
+from openrlhf_ext.config import Parsed
+from openrlhf_ext.data.dropped import write_dropped
+from openrlhf_ext.data.length_groups import StepOrder
+from openrlhf_ext.data.tokenizer import load_tokenizer
+from openrlhf_ext.device import Device, choose_device
+from openrlhf_ext.plan.trial import Command
+from openrlhf_ext.ports import SupervisedRole
+from openrlhf_ext.track.memory import MemoryLog
+from openrlhf_ext.track.progress import StepProgress, console
+from openrlhf_ext.trainers.journal import Cadence, Journal
+from openrlhf_ext.trainers.supervised import SupervisedSettings, train_supervised
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def run(command: Command, parsed: Parsed) -> int:
+    """Train as the config says. Raises UserError before a model is loaded where the input cannot be used."""
+    start = time.monotonic()
+    device = choose_device(parsed.config.device.type)
+    store, latest = open_store(parsed.config.ckpt)
+    opened = Opened()
+    task = _task(command, parsed, device, opened)
+    planned = preflight(command, parsed, device, task.data_size())
+    parsed, cfg, memory = planned.parsed, planned.parsed.config, memory_log(planned)
+    output = Path(cfg.ckpt.output_dir)
+    write_config(cfg, cfg.ckpt)
+    write_dropped(dropped_file(output), task.dropped)
+
+    split = replace(_split(cfg), unit=task.unit)
+    order = StepOrder(
+        task.lengths,
+        batch_size=cfg.train.batch_size,
+        seed=cfg.train.seed,
+        window=cfg.train.length_group_steps,
+    )
+    total = order.steps_per_epoch * cfg.train.max_epochs
+    spec = learner_spec(parsed, device, task.model, total, split)
+    console.print(
+        f"{task.announcement()}; {total} optimizer steps of {cfg.train.batch_size} on {spec.ranks} "
+        f"{device.kind} rank{'s' if spec.ranks > 1 else ''}.",
+        soft_wrap=True,
+    )
+    settings = SupervisedSettings(cfg.train.max_epochs, task.objective, _identity(cfg, task))
+    with shortage_explained(planned, memory, store), ExitStack() as stack:
+        model = stack.enter_context(open_learner(spec, cfg.ray, memory, output))
+        opened.model, opened.memory, opened.stack = model, memory, stack
+        task.prepare(model)
+        with _journal(cfg, task, model, memory, store, total, latest) as journal:
+
+            def to_step(examples: Sequence[Any]) -> OptimizerStep:
+                return task.to_step(examples, split, model.ranks)
+
+            steps = train_supervised(settings, order, task.examples, to_step, model, journal, resume=latest)
+        model.export(output / "model")
+        if cfg.ds.lora.rank or spec.model.adapters:
+            model.export_adapters(output / "adapters")
+    _leave_result(cfg, steps, time.monotonic() - start, memory)
+    return 0
+
+
+def _task(command: Command, parsed: Parsed, device: Device, opened: Opened) -> Task:
+    """Rows are read and tokenized here: what is wrong with them is said before a model is loaded."""
+    cfg = parsed.config
+    tokenizer: PreTrainedTokenizerBase = load_tokenizer(
+        base_path(cfg.model.model_name_or_path),
+        fast=not cfg.data.disable_fast_tokenizer,
+        chat_template=cfg.data.tokenizer_chat_template,
+    )
+    if command == "sft":
+        return sft_task(cfg, tokenizer)
+    if command == "rm":
+        return rm_task(cfg, tokenizer)
+    return dpo_task(cfg, tokenizer, partial(make_reference, parsed, device, opened))
+
+
+def _split(cfg: Any) -> SplitSettings:
+    budget = cfg.train.max_tokens_per_gpu if cfg.train.dynamic_batch_enable else None
+    return split_settings(cfg.train.micro_batch_size, budget, packed=cfg.ds.packing_samples)
+
+
+def _identity(cfg: Any, task: Task) -> dict[str, int | str]:
+    """What the order of the examples depends on."""
+    return {
+        "examples": len(task.examples),
+        "batch_size": cfg.train.batch_size,
+        "seed": cfg.train.seed,
+        "length_group_steps": cfg.train.length_group_steps,
+        "digest": task.digest,
+    }
+
+
+@contextmanager
+def _journal(
+    cfg: Any, task: Task, model: SupervisedRole, memory: MemoryLog, store: Any, total: int, latest: Any
+) -> Iterator[Journal]:
+    tracker = open_tracking(cfg.logger, cfg.ckpt, cfg, latest.step if latest else None)
+    line = StepProgress(total, task.shown, every=cfg.logger.logging_steps)
+    evaluate: Callable[[], dict[str, float]] | None = None
+    if task.evaluate is not None:
+        evaluate = partial(task.evaluate, model)
+    try:
+        yield Journal(
+            Cadence(cfg.logger.logging_steps, cadence_of(cfg.eval.steps), cadence_of(cfg.ckpt.save_steps)),
+            tracker=tracker,
+            line=line,
+            store=store,
+            evaluate=evaluate,
+            gauges=memory.take,
+        )
+    finally:
+        line.close()
+        tracker.close()
+
+
+def _leave_result(cfg: Any, steps: int, seconds: float, memory: MemoryLog) -> None:
+    """Write result.json and say what is in it."""
+    output = Path(cfg.ckpt.output_dir)
+    result = {
+        "steps": steps,
+        "seconds": round(seconds, 1),
+        "checkpoint": str((output / "model").absolute()),
+        "metrics": str(metrics_file(cfg.logger, cfg.ckpt).absolute()),
+        "memory": as_result(memory),
+    }
+    (output / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    say_peaks(memory)
+    console.print(f"model after {steps} steps: {result['checkpoint']}\nmetrics: {result['metrics']}", soft_wrap=True)
