@@ -1,4 +1,7 @@
-"""The module that an engine trains or asks, from its spec."""
+"""The module that an engine trains or asks, from its spec.
+
+peft, which takes seconds to import, is imported where there are adapters only.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from pathlib import Path
 from openrlhf_ext.models.causal_lm import PolicyModel
 from openrlhf_ext.models.fresh import Writable
 from openrlhf_ext.models.load import check_model
-from openrlhf_ext.models.lora import check_targets, continue_adapters, with_adapters
 from openrlhf_ext.models.spec import ModelSpec
 from openrlhf_ext.models.value_model import RewardModel, ValueModel, check_scalar_model
 
@@ -20,6 +22,8 @@ def check_spec(spec: ModelSpec) -> None:
         return
     config = check_model(spec.path)
     if spec.lora is not None:
+        from openrlhf_ext.models.lora import check_targets
+
         check_targets(config, spec.lora)
 
 
@@ -34,6 +38,8 @@ def build_model(
     """
     model = _load(spec, seed, writable)
     if spec.lora is not None:
+        from openrlhf_ext.models.lora import continue_adapters, with_adapters
+
         with_adapters(model.model, spec.lora, seed, head=model.head)
         if spec.adapters is not None:
             continue_adapters(model.model, Path(spec.adapters))
