@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from openrlhf_ext.plan.placing import Cut, forward_options, frozen_options, training_options
-from openrlhf_ext.plan.shapes import find_shape
+from openrlhf_ext.plan.shapes import find_shape, text_shape
 from openrlhf_ext.plan.types import SCORERS, DataSize, EngineRun, Hardware, Kind, ModelRun, Pass, Phase, Role, Setup
 
 Section = Literal["actor", "critic", "ref", "reward", "student"]
@@ -127,7 +127,7 @@ class _Roles:
         sleeps = config.ds.enable_sleep and self.hardware.on_gpu and not overlapping
         return ModelRun(
             role=name,
-            shape=find_shape(model_name(config, role)),
+            shape=text_shape(model_name(config, role)),
             kind=kind,
             trainable=False,
             ranks=ranks_of(config, role, self.explicit, self.hardware),

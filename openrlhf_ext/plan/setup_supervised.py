@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from openrlhf_ext.plan.placing import Cut, forward_options, frozen_options, training_options
-from openrlhf_ext.plan.shapes import find_shape
+from openrlhf_ext.plan.shapes import text_shape
 from openrlhf_ext.plan.types import DataSize, Hardware, Kind, ModelRun, Pass, Phase, Setup
 
 POOL = "model"
@@ -22,7 +22,7 @@ def supervised_setup(command: Literal["sft", "rm", "dpo"], config: Any, hardware
     kind: Kind = "reward" if command == "rm" else "causal_lm"
     model = ModelRun(
         role="model",
-        shape=find_shape(config.model.model_name_or_path),
+        shape=text_shape(config.model.model_name_or_path),
         kind=kind,
         ranks=ranks,
         pool=POOL,
@@ -57,7 +57,10 @@ def _cut(command: str, config: Any, data: DataSize) -> Cut:
     length = min(config.data.max_len, data.max_tokens)
     # A reward model is read at the last token. Elsewhere every token but the first may be one to learn.
     selected = 1 if command == "rm" else max(length - 1, 1)
-    return Cut(length, selected, rows=config.train.micro_batch_size, unit=UNIT[command])
+    train, unit = config.train, UNIT[command]
+    if train.dynamic_batch_enable:
+        return Cut(length, selected, max_tokens=train.max_tokens_per_gpu, unit=unit)
+    return Cut(length, selected, rows=train.micro_batch_size, unit=unit)
 
 
 def _pass(command: str, config: Any, cut: Cut, ranks: int, *, backward: bool) -> Pass:
@@ -71,7 +74,7 @@ def _second_model(config: Any, strategy: str, model: ModelRun, asked: Pass) -> M
     return replace(
         model,
         role="reference",
-        shape=find_shape(name) if name else model.shape,
+        shape=text_shape(name) if name else model.shape,
         lora=None,
         load_in_4bit=strategy == "quantised",
         eight_bit=False,

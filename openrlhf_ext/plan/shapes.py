@@ -143,6 +143,11 @@ def find_shape(name_or_path: str) -> ModelShape:
     return _found(name_or_path, adapters=())
 
 
+def text_shape(name_or_path: str) -> ModelShape:
+    """The same for a model that is trained or asked for log-probs here: of several towers the text's alone."""
+    return replace(find_shape(name_or_path), tower=None, other_parameters=0)
+
+
 def _found(name_or_path: str, adapters: tuple[str, ...]) -> ModelShape:
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
