@@ -90,6 +90,15 @@ def weight_names(path: str) -> set[str] | None:
     return names
 
 
+def weight_shape(path: str, name: str) -> tuple[int, ...]:
+    """The shape of a weight in a folder, which is there."""
+    for file in Path(path).glob("*.safetensors"):
+        with safe_open(file, framework="pt") as weights:
+            if name in weights.keys():  # noqa: SIM118 (it is no mapping)
+                return tuple(weights.get_slice(name).get_shape())
+    raise AssertionError(f"{path} has no {name}")
+
+
 def load_causal_lm(spec: ModelSpec) -> PreTrainedModel:
     """The model in `spec.dtype`, every weight from its safetensors files.
 

@@ -22,7 +22,7 @@ from openrlhf_ext.data.tokenizer import load_tokenizer
 from openrlhf_ext.errors import DataError
 from openrlhf_ext.models.fresh import Writable, draw_normal
 from openrlhf_ext.models.hidden import hidden_states, one_position, recompute_activations, scatter
-from openrlhf_ext.models.load import check_model, load_weights, weight_names
+from openrlhf_ext.models.load import check_model, load_weights, weight_names, weight_shape
 from openrlhf_ext.models.spec import ModelSpec
 from openrlhf_ext.ports import ScoreOutput, ValueOutput
 
@@ -99,8 +99,8 @@ class _ScalarHead(nn.Linear):
 def check_scalar_model(spec: ModelSpec) -> PreTrainedConfig:
     """The architecture of a critic or reward model, by all that its files tell without being loaded.
 
-    Raises DataError for an architecture without such a head, a reward model that has none, or one that is to be
-    normalised and does not know by what.
+    Raises DataError for an architecture without such a head, a reward model that has none, a head of another size,
+    or a model that is to be normalised and does not know by what.
     """
     config = check_model(spec.path)
     if type(config) not in AutoModelForSequenceClassification._model_mapping:
@@ -110,8 +110,14 @@ def check_scalar_model(spec: ModelSpec) -> PreTrainedConfig:
         )
     names = weight_names(spec.path)
     needs_head = spec.kind == "reward" and not spec.new_head
-    if needs_head and names is not None and f"{_head_name(config, spec)}.weight" not in names:
+    head = f"{_head_name(config, spec)}.weight"
+    if needs_head and names is not None and head not in names:
         raise _headless(spec, config)
+    if head in (names or ()) and (there := weight_shape(spec.path, head)[0]) != spec.head_dim:
+        raise DataError(
+            f"The head of {spec.path} ({head}) gives {there} numbers where {spec.head_dim} is needed: "
+            f"give a model whose head gives {spec.head_dim}."
+        )
     if spec.normalize and score_scale(config) is None:
         raise DataError(
             f"The reward model {spec.path} does not know the mean and std of its scores (config.json): leave out "

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
-from openrlhf_ext.config import COMMANDS, Flag, flags_of, parse
+from openrlhf_ext.config import TREES, Flag, flags_of, get, parse
 from openrlhf_ext.errors import ConfigError
 
 THEIRS = json.loads((Path(__file__).parent / "openrlhf_0_11_2_flags.json").read_text(encoding="utf-8"))["clis"]
-THEIR_COMMAND = {"rl": "train_ppo_ray", "sft": "train_sft", "rm": "train_rm", "dpo": "train_dpo"}
+THEIR_COMMAND = {
+    "rl": "train_ppo_ray", "sft": "train_sft", "rm": "train_rm", "dpo": "train_dpo", "serve-rm": "serve_rm"
+}  # fmt: skip
 
 DATED = "chosen when the run starts, so that two parses of one command line are equal"
 FP32 = "float32 for CPUs and exact tests"
@@ -35,7 +37,10 @@ EVERYWHERE: dict[tuple[str, str], tuple[Any, Any, str]] = {
 
 # (command, flag, what differs): (theirs, ours, why)
 DIFFERENCES: dict[tuple[str, str, str], tuple[Any, Any, str]] = {
-    (command, *key): row for command in COMMANDS for key, row in EVERYWHERE.items()
+    (command, *key): row
+    for command, tree in TREES.items()
+    for key, row in EVERYWHERE.items()
+    if key[0] in flags_of(tree)
 } | {
     ("rl", "vllm.num_engines", "default"): (None, 1, "rollouts always come from an engine; None fails in OpenRLHF"),
     ("rl", "vllm.num_engines", "type"): ("int or None", "int", "the same"),
@@ -54,21 +59,28 @@ DIFFERENCES: dict[tuple[str, str, str], tuple[Any, Any, str]] = {
     ("rm", "ckpt.max_mem", "type"): ("int", "float", GB),
     ("dpo", "ckpt.max_mem", "type"): ("int", "float", GB),
     ("sft", "data.input_template", "type"): ("str", "str or None", "None is no template, as in rl"),
+    ("serve-rm", "host", "default"): ("0.0.0.0", "127.0.0.1", "who else may ask is the user's decision"),
     ("rm", "model.loss_type", "choices"): (None, ["sigmoid", "logexp", "general"], "another loss fails at once"),
 }
 
 # What a flag of theirs does otherwise here.
-MEANINGS: dict[str, str] = {
-    "actor.loss_agg_mode": "gspo weighs sequences; theirs overrides another choice silently, here it is refused",
-    "algo.advantage.is_correction_threshold": "one number means HIGH; theirs refuses its own default for a divergence "
-    "when the model is built, here that is said before",
-    "critic.freezing_steps": "exactly so many rollout steps; theirs freezes the policy for one more",
-    "ds.enable_sleep": "refused with train.async_enable, under which models and engines work at the same time",
-    "reward.model_name_or_path": "added to the sources of reward.remote_url; theirs leaves the model out then",
-    "rollout.vllm_generate_batch_size": "a multiple of rollout.batch_size, with or without train.async_enable, which "
-    "theirs demands",
-    "train.colocate_critic_reward": "train.colocate_all holds for critic and reward model too; theirs gives them GPUs "
-    "of their own then",
+MEANINGS: dict[str, dict[str, str]] = {
+    "rl": {
+        "actor.loss_agg_mode": "gspo weighs sequences; theirs overrides another choice silently, here it is refused",
+        "algo.advantage.is_correction_threshold": "one number means HIGH; theirs refuses its own default for a "
+        "divergence when the model is built, here that is said before",
+        "critic.freezing_steps": "exactly so many rollout steps; theirs freezes the policy for one more",
+        "ds.enable_sleep": "refused with train.async_enable, under which models and engines work at the same time",
+        "reward.model_name_or_path": "added to the sources of reward.remote_url; theirs leaves the model out then",
+        "rollout.vllm_generate_batch_size": "a multiple of rollout.batch_size, with or without train.async_enable, "
+        "which theirs demands",
+        "train.colocate_critic_reward": "train.colocate_all holds for critic and reward model too; theirs gives them "
+        "GPUs of their own then",
+    },
+    "serve-rm": {
+        "batch_size": "not set: as many queries as a budget of tokens holds; theirs takes a whole request at once",
+        "data.max_len": "a longer query loses its beginning; theirs its end, which is where the score is read",
+    },
 }
 
 EVERY = "every command runs on the CPU or the GPU that was asked for"
@@ -148,6 +160,11 @@ OURS = {
         "ref.strategy": "the reference by the cheapest way that is right",
         "ref.cache_dir": "log-probs that are computed once are kept",
     },
+    "serve-rm": {
+        "device.type": EVERY,
+        "limits.request_mb": "memory is not the clients' to fill",
+        "limits.waiting_mb": "memory is not the clients' to fill",
+    },
 }
 
 NUMBERS = {"inf": float("inf"), "100000000.0": 100_000_000}
@@ -194,7 +211,7 @@ def facts_of_ours(flag: Flag) -> dict[str, Any]:
 
 
 def differences(command: str) -> dict[tuple[str, str, str], tuple[Any, Any]]:
-    ours = flags_of(COMMANDS[command])
+    ours = flags_of(TREES[command])
     found = {}
     for path, row in theirs(command).items():
         if path in ours:
@@ -203,24 +220,25 @@ def differences(command: str) -> dict[tuple[str, str, str], tuple[Any, Any]]:
     return found
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", TREES)
 def test_no_flag_of_theirs_is_missing(command: str):
-    assert not theirs(command).keys() - flags_of(COMMANDS[command]).keys()
+    assert not theirs(command).keys() - flags_of(TREES[command]).keys()
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", TREES)
 def test_every_difference_has_a_reason(command: str):
     listed = {key: row[:2] for key, row in DIFFERENCES.items() if key[0] == command}
     assert differences(command) == listed
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", TREES)
 def test_every_flag_of_ours_has_a_reason(command: str):
-    assert flags_of(COMMANDS[command]).keys() - theirs(command).keys() == OURS[command].keys()
+    assert flags_of(TREES[command]).keys() - theirs(command).keys() == OURS[command].keys()
 
 
 def test_what_means_something_else_is_a_flag_of_both():
-    assert MEANINGS.keys() <= theirs("rl").keys() & flags_of(COMMANDS["rl"]).keys()
+    for command, flags in MEANINGS.items():
+        assert flags.keys() <= theirs(command).keys() & flags_of(TREES[command]).keys()
 
 
 def test_the_facts_are_complete():
@@ -229,6 +247,7 @@ def test_the_facts_are_complete():
         "sft": 77,
         "rm": 79,
         "dpo": 82,
+        "serve-rm": 14,
     }
 
 
@@ -237,6 +256,7 @@ REQUIRED = {
     "sft": "--model.model_name_or_path m --data.dataset d",
     "rm": "--model.model_name_or_path m --data.dataset d",
     "dpo": "--model.model_name_or_path m --data.dataset d",
+    "serve-rm": "--reward.model_name_or_path m",
 }
 
 
@@ -250,9 +270,9 @@ def other_value(flag: Flag) -> list[str]:
     return ["7" if "text" not in flag.type_name else "other"] * count
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", TREES)
 def test_what_is_not_here_is_refused_by_name(command: str):
-    for flag in flags_of(COMMANDS[command]).values():
+    for flag in flags_of(TREES[command]).values():
         if flag.refused:
             with pytest.raises(ConfigError, match=re.escape(f"--{flag.path} ")) as caught:
                 parse(command, [*REQUIRED[command].split(), f"--{flag.path}", *other_value(flag)])
@@ -262,10 +282,10 @@ def test_what_is_not_here_is_refused_by_name(command: str):
                 parse(command, [*REQUIRED[command].split(), f"--{flag.path}", value])
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", TREES)
 def test_their_defaults_given_as_flags_are_taken(command: str):
     """A script that spells out OpenRLHF's defaults works, but for the listed differences."""
-    ours, argv = flags_of(COMMANDS[command]), REQUIRED[command].split()
+    ours, argv = flags_of(TREES[command]), REQUIRED[command].split()
     differ = {path for _, path, _ in DIFFERENCES}
     for path, row in theirs(command).items():
         default = their_default(row)
@@ -273,5 +293,5 @@ def test_their_defaults_given_as_flags_are_taken(command: str):
             values = default if isinstance(default, list) else [default]
             argv += [f"--{path}", *map(str, values)]
     config = parse(command, argv).config
-    assert config.train.batch_size == 128
-    assert config.train.seed == ours["train.seed"].default
+    assert all(get(config, path) == ours[path].default for path in ("train.batch_size", "train.seed") if path in ours)
+    assert config.device.type == "auto"

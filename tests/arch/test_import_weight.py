@@ -26,6 +26,7 @@ CASES = {
     "rl help": "from openrlhf_ext.cli import main; sys.argv[1:] = ['rl', '--help']; main.main()",
     "rl help section": "from openrlhf_ext.cli import main; sys.argv[1:] = ['rl', '--help', 'algo']; main.main()",
     "sft help": "from openrlhf_ext.cli import main; sys.argv[1:] = ['sft', '--help']; main.main()",
+    "serve-rm help": "from openrlhf_ext.cli import main; sys.argv[1:] = ['serve-rm', '--help']; main.main()",
     "parse": "from openrlhf_ext.config import parse; parse('sft', "
     "['--model.model_name_or_path', 'm', '--data.dataset', 'd'])",
 }

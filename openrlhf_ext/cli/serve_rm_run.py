@@ -1,0 +1,90 @@
+"""One reward server, in this process: the port, the model, and then requests until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+from openrlhf_ext.batch.partition import SplitSettings
+from openrlhf_ext.cli.specs import model_path, split_settings
+from openrlhf_ext.config import Parsed, ServeRMConfig
+from openrlhf_ext.data.tokenizer import load_tokenizer
+from openrlhf_ext.device import Device, attention, choose_device
+from openrlhf_ext.errors import ConfigError
+from openrlhf_ext.models.build import check_spec
+from openrlhf_ext.models.load import load_config
+from openrlhf_ext.models.scorer import LocalScorer
+from openrlhf_ext.models.spec import ModelSpec
+from openrlhf_ext.rewards.line import Line, TextScorer
+from openrlhf_ext.rewards.server import Limits, listen, reached_from_elsewhere, serve, url_of
+from openrlhf_ext.track.progress import console, waiting
+
+TOKENS_AT_ONCE = 16384
+"""Of one forward pass, padding included, where --batch_size does not say how many queries it has."""
+
+
+def run(parsed: Parsed) -> int:
+    """Serve until SIGINT or SIGTERM. Raises UserError before the model is loaded where port or files are no use."""
+    cfg: ServeRMConfig = parsed.config
+    with listen(cfg.host, cfg.port) as listener:
+        device = choose_device(cfg.device.type)
+        spec = _model_spec(parsed, device)
+        check_spec(spec)
+        tokenizer = load_tokenizer(spec.path, fast=not cfg.data.disable_fast_tokenizer)
+        max_tokens = _longest(parsed, spec)
+        with waiting("the model to load"):
+            scorer = LocalScorer(spec, device, _split(cfg))
+        _say(f"serving {spec.path} ({spec.dtype} on this {device.kind}) at {url_of(listener)}; Ctrl-C stops it.")
+        if reached_from_elsewhere(listener):
+            _say(f"--host {cfg.host}: whoever can reach this address can use the server, which asks for no password.")
+        line = Line(TextScorer(scorer, tokenizer, max_tokens), _say)
+        limits = Limits(request=cfg.limits.request_mb * 1_000_000, waiting=cfg.limits.waiting_mb * 1_000_000)
+        about = {"model": spec.path, "dtype": spec.dtype, "device": device.kind, "max_len": max_tokens}
+        asyncio.run(serve(listener, line, limits, about))
+    left = f"; {line.waiting} texts have no score" if line.waiting else ""
+    _say(f"stopped after {line.texts} texts of {line.requests} requests{left}.")
+    if line.busy:
+        # A forward pass cannot be interrupted, and the interpreter would wait for it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+    return 0
+
+
+def _say(text: str) -> None:
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def _model_spec(parsed: Parsed, device: Device) -> ModelSpec:
+    cfg: ServeRMConfig = parsed.config
+    assert cfg.reward.model_name_or_path is not None
+    if cfg.ds.load_in_4bit and not device.can("4bit"):
+        raise ConfigError("--ds.load_in_4bit needs bitsandbytes, which is not installed: install it, or leave it out.")
+    explicit = "ds.attn_implementation" in parsed.explicit
+    return ModelSpec(
+        path=model_path(cfg.reward.model_name_or_path),
+        kind="reward",
+        dtype=cfg.ds.param_dtype,
+        attn_implementation=attention(device, cfg.ds.attn_implementation, explicit=explicit),
+        packing=cfg.ds.packing_samples,
+        value_head=cfg.ds.value_head_prefix,
+        normalize=cfg.reward.normalize_enable,
+        load_in_4bit=cfg.ds.load_in_4bit,
+    )
+
+
+def _longest(parsed: Parsed, spec: ModelSpec) -> int:
+    """Tokens of the longest query: as asked for, or as many positions as the model has."""
+    asked = parsed.config.data.max_len
+    positions = getattr(load_config(spec.path).get_text_config(), "max_position_embeddings", None) or asked
+    if positions < asked:
+        if "data.max_len" in parsed.explicit:
+            raise ConfigError(f"--data.max_len {asked}: {spec.path} has {positions} positions; give that or less.")
+        _say(f"--data.max_len: the default {asked} becomes {positions}, so many positions does {spec.path} have.")
+    return min(asked, positions)
+
+
+def _split(cfg: ServeRMConfig) -> SplitSettings:
+    budget = TOKENS_AT_ONCE if cfg.batch_size is None else None
+    return split_settings(cfg.batch_size or 1, budget, packed=cfg.ds.packing_samples)

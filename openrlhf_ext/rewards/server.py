@@ -1,0 +1,211 @@
+"""A reward model behind HTTP, in OpenRLHF 0.11.2's JSON (what `rewards.http` asks).
+
+`POST /get_reward` takes {"query": [texts]}, and answers {"rewards": [numbers], "scores": the same, "extra_logs":
+{"truncated": 1 for each query whose beginning was too much}}. Other keys, such as "prompts" and "labels", mean nothing
+to a model that reads the query. `GET /health` says what is served. An error is {"error": one sentence}.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import json
+import math
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from openrlhf_ext.errors import ResourceError, UserError
+from openrlhf_ext.rewards.line import Line, Scored
+
+PATH = "/get_reward"
+BACKLOG = 2048  # OpenRLHF asks about every sample over a connection of its own
+READ_S = 60.0
+GRACE_S = 4.0
+"""Seconds that requests have to be answered after the server was told to stop."""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bytes of one request, and of all that wait."""
+
+    request: int
+    waiting: int
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens, so that nobody else has the port; clients wait until `serve` takes them.
+
+    Raises ResourceError where that cannot be.
+    """
+    where = f"--host {host} --port {port}"
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except socket.gaierror:
+        raise ResourceError(
+            f"{where}: there is no such address; give one of this machine, such as 127.0.0.1."
+        ) from None
+    except OSError as error:
+        remedy = {
+            errno.EADDRINUSE: f"port {port} is in use; give another --port, or 0 for any free one",
+            errno.EADDRNOTAVAIL: "this machine does not have that address; give one that it has, such as 127.0.0.1",
+            errno.EACCES: f"port {port} is for the superuser; give one above 1023",
+        }.get(error.errno or 0, f"it cannot be listened on ({error.strerror})")
+        raise ResourceError(f"{where}: {remedy}.") from None
+
+
+def url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}{PATH}"
+
+
+def reached_from_elsewhere(listener: socket.socket) -> bool:
+    return not ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+
+
+async def serve(listener: socket.socket, line: Line, limits: Limits, about: Mapping[str, Any]) -> None:
+    """Answer until SIGINT or SIGTERM; then no more is taken, and what was asked has `GRACE_S` seconds."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    runner = web.AppRunner(
+        RewardServer(line, limits, about).application(),
+        access_log=None,
+        auto_decompress=False,  # a small body could become a large one
+        handler_cancellation=True,  # nobody waits for the scores of a client that has gone
+        keepalive_timeout=75,
+        shutdown_timeout=GRACE_S,
+    )
+    await runner.setup()
+    await web.SockSite(runner, listener, backlog=BACKLOG).start()
+    ends = [asyncio.create_task(line.work()), asyncio.create_task(stop.wait())]
+    ended, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    await runner.cleanup()
+    for task in ends:
+        task.cancel()
+    for task in ended:
+        task.result()  # the line ends only by a defect
+
+
+class RewardServer:
+    """The routes over a line. `about` is what `/health` tells of the model."""
+
+    def __init__(self, line: Line, limits: Limits, about: Mapping[str, Any]) -> None:
+        self._line = line
+        self._limits = limits
+        self._about = about
+        self._held = 0
+
+    def application(self) -> web.Application:
+        app = web.Application(client_max_size=self._limits.request, middlewares=[_errors_in_a_sentence])
+        app.add_routes([web.post(PATH, self.get_reward), web.get("/health", self.health)])
+        return app
+
+    async def get_reward(self, request: web.Request) -> web.Response:
+        size = self._admitted(request.content_length if request.body_exists else 0)
+        self._held += size
+        try:
+            body = await _body(request)
+            texts = queries_of(body)
+            del body
+            scored = await self._line.ask(texts)
+        finally:
+            self._held -= size
+        return web.json_response(answer(scored))
+
+    async def health(self, request: web.Request) -> web.Response:
+        counts = {"requests": self._line.requests, "texts": self._line.texts, "waiting": self._line.waiting}
+        return web.json_response({"status": "ok", **self._about, **counts})
+
+    def _admitted(self, size: int | None) -> int:
+        """The size of a request that may be read now. Raises Refused."""
+        if size is None:
+            raise Refused(411, "the request has no Content-Length: send the body in one piece.")
+        if size > self._limits.request:
+            raise Refused(413, f"the request has {size} bytes, and {self._limits.request} are the most: ask in parts.")
+        if self._held + size > self._limits.waiting:
+            raise Refused(503, f"{self._line.waiting} texts are waiting already: ask again later.")
+        return size
+
+
+class Refused(Exception):
+    """A request that gets this HTTP status and sentence."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(status, sentence)
+        self.status = status
+        self.sentence = sentence
+
+
+async def _body(request: web.Request) -> bytes:
+    try:
+        return await asyncio.wait_for(request.read(), READ_S)
+    except asyncio.TimeoutError:
+        raise Refused(408, f"the request was not there within {READ_S:g} s.") from None
+
+
+def queries_of(body: bytes) -> list[str]:
+    """The texts of a request. Raises Refused (400) for a body that is not of the form."""
+    form = 'send {"query": ["a text", ...]}'
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise Refused(400, f"the body is not JSON ({reason}): {form}.") from None
+    if not isinstance(value, dict):
+        raise Refused(400, f"the body is a JSON {_kind(value)}, not an object: {form}.")
+    if "query" not in value:
+        raise Refused(400, f"the body has no 'query' (its keys: {', '.join(value)[:80] or 'none'}): {form}.")
+    queries = value["query"]
+    if not isinstance(queries, list):
+        raise Refused(400, f"'query' is a {_kind(queries)}, not a list of texts: {form}.")
+    for place, text in enumerate(queries):
+        if not isinstance(text, str):
+            raise Refused(400, f"query[{place}] is a {_kind(text)}, not a text: {form}.")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise Refused(400, f"query[{place}] holds half of a surrogate pair, which is no character.") from None
+    return queries
+
+
+def answer(scored: list[Scored]) -> dict[str, Any]:
+    """Raises Refused (500) for a score that JSON has no word for."""
+    for place, each in enumerate(scored):
+        if not math.isfinite(each.score):
+            raise Refused(
+                500, f"the model's score of query[{place}] is {each.score}: is --ds.param_dtype right for it?"
+            )
+    scores = [each.score for each in scored]
+    return {
+        "rewards": scores,
+        "scores": scores,
+        "extra_logs": {"truncated": [float(each.truncated) for each in scored]},
+    }
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "object", list: "list", str: "text", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")
+
+
+@web.middleware
+async def _errors_in_a_sentence(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Other exceptions are defects of ours, which aiohttp answers with 500 and logs with their traceback."""
+    try:
+        return await handler(request)
+    except Refused as refused:
+        status, sentence = refused.status, refused.sentence
+    except UserError as error:
+        status, sentence = 500, str(error)
+    except web.HTTPException as error:
+        status, sentence = error.status, f"{request.method} {request.path}: {error.reason}; POST {PATH} or GET /health."
+    return web.json_response({"error": sentence}, status=status)
