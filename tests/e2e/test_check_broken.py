@@ -85,12 +85,6 @@ ERRORS = {
         ["give the prompts, a file, folder or hub name"],
     ),
     # --- device
-    "4 ranks for sft": (
-        "sft --model.num_gpus_per_node 4 --train.batch_size 32",
-        "device",
-        ["asks for 4 ranks"],
-        ["leave the flags out"],
-    ),
     "flash attention on a CPU": (
         "rl --ds.attn_implementation flash_attention_2",
         "model",
@@ -141,7 +135,7 @@ ERRORS = {
         ["are its files complete?"],
     ),
     "adapters instead of a model": (
-        "sft --model.model_name_or_path adapters",
+        "rl --actor.model_name_or_path adapters",
         "model",
         ["adapters holds adapters without their base"],
         ["give the folder of a whole model"],
@@ -565,3 +559,18 @@ def test_more_processes_than_the_cluster_has(folder: Path, capsys: pytest.Captur
         found = findings(["rl", *RL, *flags.split()], capsys, exit_code=2)
         assert named(found, "ok", "ray", [f"the cluster at {address} has 3 CPUs"], [])
         assert named(found, "error", "device", ["The roles ask for 4 CPUs", "the cluster has 3"], ["lower"])
+
+
+def test_a_reward_that_needs_the_rows_columns(folder: Path, capsys: pytest.CaptureFixture[str]):
+    """It is called on real rows also where there is no tokenizer, and never blamed for columns that are not there."""
+    head = "def reward_func(queries, prompts, labels, difficulty):\n    "
+    (folder / "columns.py").write_text(
+        f"{head}return [float(d) + len(label) for d, label in zip(difficulty, labels)]\n"
+    )
+    reward = ["--reward.remote_url", "columns.py"]
+    without_tokenizer = findings(["rl", *RL, *reward, "--actor.model_name_or_path", "no_eos"], capsys, exit_code=2)
+    assert named(without_tokenizer, "ok", "reward", ["columns.py answered a trial call on the first prompts"], [])
+    without_rows = findings(["rl", *RL, *reward, "--data.prompt_dataset", "empty.jsonl"], capsys, exit_code=2)
+    assert named(
+        without_rows, "warning", "reward", ["columns.py can be imported, and was not called"], ["mend the data"]
+    )

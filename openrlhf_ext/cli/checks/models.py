@@ -45,12 +45,13 @@ def specs_of(subject: Subject) -> list[tuple[str, ModelSpec]]:
         specs = model_specs(subject.parsed, subject.device)
         return [("policy" if spec.kind == "causal_lm" else ROLES[spec.kind], spec) for spec in specs]
     from openrlhf_ext.cli.specs import model_spec
+    from openrlhf_ext.cli.supervised_model import base_path
 
     config, device = subject.config, subject.device
     chosen = "ds.attn_implementation" in subject.parsed.explicit
-    spec = model_spec(config.model.model_name_or_path, config.model, config.ds, device, explicit=chosen)
+    spec = model_spec(base_path(config.model.model_name_or_path), config.model, config.ds, device, explicit=chosen)
     if subject.command == "rm":
-        spec = replace(spec, kind="value", value_head=config.ds.value_head_prefix)
+        spec = replace(spec, kind="reward", new_head=True, value_head=config.ds.value_head_prefix)
     if subject.command != "dpo" or config.ref.model_name_or_path is None:
         return [("model", spec)]
     reference = model_spec(config.ref.model_name_or_path, config.model, config.ds, device, explicit=chosen)

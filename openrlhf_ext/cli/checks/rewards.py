@@ -46,6 +46,10 @@ def _trial(subject: Subject, source: str, settings: RewardSettings) -> Iterator[
     with load_reward([source], settings) as reward:
         reward.start()  # while the first prompts are on their way
         prompts = subject.wait_for_prompts(PROMPTS * subject.limit_s)
+        if not prompts and "://" not in source:  # it may need the rows' own columns
+            text = f"{source} can be imported, and was not called, for want of prompts"
+            yield warning(AREA, text, "mend the data, and check again.")
+            return
         reward.probe(prompts)
     what = "the first prompts" if prompts else "a made-up prompt"
     yield ok(AREA, f"{source} answered a trial call on {what} with numbers")

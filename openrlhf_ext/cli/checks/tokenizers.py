@@ -26,6 +26,10 @@ def find_tokenizer(subject: Subject) -> Iterator[Finding]:
         raise NotThereError("a model")
     if path in subject.broken_models:  # a hub name, which was asked for already
         raise NotThereError("a model that can be had")
+    if subject.command != "rl":
+        from openrlhf_ext.cli.supervised_model import base_path
+
+        path = base_path(path)  # of a folder of adapters, its base
     template = getattr(config.data, "tokenizer_chat_template", None)
     try:
         tokenizer = load_tokenizer(path, fast=not config.data.disable_fast_tokenizer, chat_template=template)
