@@ -110,7 +110,8 @@ def refusal(plan: Plan) -> str:
         wrongs.append(f"{where} and it has {_gb(memory.host_limit)}, {lack} too little")
     listed = [f"{change.flag} {change.value}" for change in plan.changes]
     more = f" and {len(listed) - SHOWN_CHANGES} more" if len(listed) > SHOWN_CHANGES else ""
-    remedy = f"{', '.join(listed[:SHOWN_CHANGES])}{more} would make it fit" if listed else "no flag would make it fit"
+    first = f"{', '.join(listed[:SHOWN_CHANGES])}{more}" if listed else "no change that the planner knows"
+    remedy = f"{first} would make it fit"
     return f"This run does not fit: {'; '.join(wrongs)}; {remedy}, and --plan.force starts it all the same."
 
 

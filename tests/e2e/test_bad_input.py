@@ -77,6 +77,11 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 CASES = {
+    "more memory than there is": (
+        "--vllm.kv_cache_gb 100000",
+        "This run does not fit: a machine's processes would hold",
+        "and --plan.force starts it all the same.",
+    ),
     # --- data
     "a missing file": (
         "--data.prompt_dataset trian.jsonl",
