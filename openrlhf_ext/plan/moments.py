@@ -10,11 +10,12 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 
+from openrlhf_ext.plan import states
 from openrlhf_ext.plan.gradients import Gradients, step_bytes
 from openrlhf_ext.plan.layers import Transformer
 from openrlhf_ext.plan.logits import answer
 from openrlhf_ext.plan.operations import Operations
-from openrlhf_ext.plan.parameters import trainable_weights
+from openrlhf_ext.plan.parameters import trainable_parameters, trainable_weights
 from openrlhf_ext.plan.states import state_terms
 from openrlhf_ext.plan.types import SCORERS, ModelRun, Pass, Phase, Term
 
@@ -88,7 +89,7 @@ def _moments(run: ModelRun, one: Pass, watched: bool) -> Peaks:
     """
     period = _period(run.shape.windows)
     layers = run.shape.layers
-    fewer = layers % period + 2 * period + (1 if period == 1 else 0)
+    fewer = layers % period + period * max(-(-2 * _layers_to_flush(run) // period), 3 if period == 1 else 2)
     if layers <= fewer + period:
         return _simulated(run, one, watched)
     less, more = (_simulated(_shallow(run, depth), one, watched) for depth in (fewer, fewer + period))
@@ -103,6 +104,16 @@ def _moments(run: ModelRun, one: Pass, watched: bool) -> Peaks:
         trained = [weight.numel for weight in trainable_weights(run)]
         step["optimizer step"] = step_bytes(run, sum(trained), max(trained))
     return found
+
+
+FEW = 8
+"""Layers: a part that comes later comes when most activations have gone, and is no peak."""
+
+
+def _layers_to_flush(run: ModelRun) -> int:
+    """The layers, from the last, after which all gradients' part is there too: their bucket was full (stage 2)."""
+    flush = -(-states.BUCKET * run.shape.layers // max(trainable_parameters(run), 1)) + 1
+    return flush if run.zero_stage == 2 and flush <= min(run.shape.layers - 1, FEW) else 0
 
 
 def _period(windows: tuple[int | None, ...]) -> int:
