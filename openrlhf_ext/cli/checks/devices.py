@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from openrlhf_ext.cli.checks.finding import Finding, error, of_error, ok, warning
 from openrlhf_ext.cli.checks.subject import Subject
 from openrlhf_ext.errors import ResourceError, UserError
+
+if TYPE_CHECKING:
+    from openrlhf_ext.cluster.placement import Demand
 
 AREA = "device"
 RAY = "ray"
@@ -62,24 +66,34 @@ def find_ranks(subject: Subject) -> Iterator[Finding]:
         yield from _roles(subject)
         return
     there, asked = subject.device.count, subject.config.model.num_gpus_per_node
-    if 0 < there < asked:
+    ranks = asked * subject.config.model.num_nodes
+    if 0 < there < asked and subject.config.ray.address is None:
         yield error(
             AREA,
             f"--model.num_gpus_per_node {asked} asks for more GPUs than the {there} of this machine",
             f"give --model.num_gpus_per_node {there}, and a batch that they share evenly.",
         )
-    elif asked > 1:
+    elif ranks > 1:
+        from openrlhf_ext.cluster.placement import Demand
+
         yield ok(AREA, f"{asked} ranks on each machine")
+        yield from _room(subject, [Demand("model", "model", ranks)])
 
 
 def _roles(subject: Subject) -> Iterator[Finding]:
     from openrlhf_ext.cli.rl_roles import Schedule, roles_spec
+
+    demands = roles_spec(subject.parsed, subject.device, Schedule(1, 1)).demands()
+    wish = ", ".join(f"{demand.role} {demand.processes} x {demand.devices} ({demand.pool})" for demand in demands)
+    yield ok(AREA, f"processes of each role x devices of each (whose devices): {wish}")
+    yield from _room(subject, demands)
+
+
+def _room(subject: Subject, demands: Sequence[Demand]) -> Iterator[Finding]:
+    """Raises ResourceError as the start of the run would, on the cluster or on this machine."""
     from openrlhf_ext.cluster.placement import check_room
 
     device, ray = subject.device, subject.config.ray
-    demands = roles_spec(subject.parsed, device, Schedule(1, 1)).demands()
-    wish = ", ".join(f"{demand.role} {demand.processes} x {demand.devices} ({demand.pool})" for demand in demands)
-    yield ok(AREA, f"processes of each role x devices of each (whose devices): {wish}")
     unit = "GPU" if device.count else "CPU"
     if ray.address is not None:
         total, largest = _cluster(ray.address, ray.bind)

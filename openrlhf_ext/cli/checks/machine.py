@@ -31,7 +31,9 @@ def find_limits(subject: Subject) -> Iterator[Finding]:
 
 def find_ray_here(subject: Subject) -> Iterator[Finding]:
     """What a Ray that is started on this machine needs of it."""
-    if subject.command != "rl" or subject.config.ray.address is not None:
+    config = subject.config
+    with_ray = subject.command == "rl" or config.model.num_nodes * config.model.num_gpus_per_node > 1
+    if not with_ray or config.ray.address is not None:
         return
     from openrlhf_ext.cluster.session import check_port_free, object_store_bytes
 
