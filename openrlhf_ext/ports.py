@@ -95,7 +95,7 @@ class SupervisedRole(TrainRole, Protocol):
         ...
 
     def export_adapters(self, folder: Path) -> None:
-        """The adapters alone, as peft writes them."""
+        """The adapters without their base, as peft writes them."""
         ...
 
 
@@ -201,5 +201,9 @@ class TrainEngine(Protocol):
         ...
 
     def export_adapters(self, folder: Path) -> None:
-        """Write the adapters alone, as peft does (rank 0; collective)."""
+        """Write the adapters, and a head that was trained with them, as peft does (rank 0; collective)."""
+        ...
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every rank brought, in their order. Collective."""
         ...

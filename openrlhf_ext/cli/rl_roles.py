@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from openrlhf_ext.cli.specs import engine_spec, frozen_engine_spec, model_path, model_spec, split_settings, threads_for
 from openrlhf_ext.cluster.build import EngineRole, Role, RolesSpec, TrainedRole
-from openrlhf_ext.cluster.roles import CheckpointContent
 from openrlhf_ext.cluster.session import RaySettings
 from openrlhf_ext.config import Parsed, RLConfig
 from openrlhf_ext.config.rules import accumulation
@@ -16,6 +15,7 @@ from openrlhf_ext.errors import ConfigError
 from openrlhf_ext.models.spec import ModelSpec
 from openrlhf_ext.rollout.transfer import choose_transport
 from openrlhf_ext.rollout.vllm_engine import EngineSettings
+from openrlhf_ext.track.checkpoints import CheckpointContent
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def _model(parsed: Parsed, role: Role, device: Device) -> ModelSpec:
     if role == "reward":
         head, normalize = cfg.ds.value_head_prefix, cfg.reward.normalize_enable
         return replace(spec, kind="reward", value_head=head, normalize=normalize, lora=None, load_in_4bit=False)
-    return spec
+    return replace(spec, served=True)
 
 
 def _trained(parsed: Parsed, role: Role, device: Device, optimizer_steps: int) -> TrainedRole:

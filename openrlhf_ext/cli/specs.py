@@ -72,9 +72,10 @@ def engine_spec(optimizer: OptimizerFields, ds: DsSection, *, total_steps: int, 
     )
     if (stage := effective_stage(spec)) != ds.zero_stage:
         logger.warning(
-            "--ds.zero_stage %d runs as stage %d: float32 master weights in the optimizer begin there.",
+            "--ds.zero_stage %d runs as stage %d: %s.",
             ds.zero_stage,
             stage,
+            "gradients are summed in float32 there alone" if stage == 3 else "float32 master weights begin there",
         )
     return spec
 
@@ -104,14 +105,14 @@ def cadence_of(every: int) -> int:
     return max(every, 0)
 
 
-def open_store(ckpt: CkptSection) -> tuple[CheckpointStore | None, Checkpoint | None]:
+def open_store(ckpt: CkptSection, *, leads: bool = True) -> tuple[CheckpointStore | None, Checkpoint | None]:
     """The checkpoint store (None: nothing is to be written) and what to resume from.
 
     Raises:
         ConfigError: the folder holds another run's checkpoints and resuming was not asked for; a later
             resume could not tell the two runs apart.
     """
-    store = CheckpointStore(Path(ckpt.path), ckpt.max_num, ckpt.max_mem)
+    store = CheckpointStore(Path(ckpt.path), ckpt.max_num, ckpt.max_mem, leads=leads)
     latest = store.latest()
     if latest is not None and not ckpt.load_enable:
         raise ConfigError(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from openrlhf_ext.batch.partition import SplitSettings
 from openrlhf_ext.batch.types import TokenBatch
+from openrlhf_ext.cli.launch import Launch
 from openrlhf_ext.cli.specs import engine_spec, frozen_engine_spec, model_path, model_spec, threads_for
 from openrlhf_ext.cluster.learner_spec import LearnerSpec
 from openrlhf_ext.config import Parsed
@@ -18,8 +19,10 @@ from openrlhf_ext.device.peaks import PeakMeter
 from openrlhf_ext.device.rendezvous import free_port
 from openrlhf_ext.errors import ConfigError
 from openrlhf_ext.models.build import check_spec
+from openrlhf_ext.models.load import has_vision_tower
 from openrlhf_ext.plan.setup_supervised import reference_strategy
 from openrlhf_ext.ports import SupervisedRole
+from openrlhf_ext.track.checkpoints import CheckpointContent
 from openrlhf_ext.track.memory import MemoryLog
 from openrlhf_ext.track.progress import console, waiting
 from openrlhf_ext.track.reference_cache import ReferenceCache, model_digest
@@ -32,11 +35,10 @@ SAID_EVERY = 10
 
 @dataclass(slots=True)
 class Opened:
-    """What stands when training begins; a second model is closed with the first."""
+    """What a second model needs to know, when it is opened beside the one in training."""
 
-    model: SupervisedRole | None = None
+    launch: Launch | None
     memory: MemoryLog = field(default_factory=MemoryLog)
-    stack: ExitStack = field(default_factory=ExitStack)
 
 
 def is_adapter_folder(path: str) -> bool:
@@ -64,9 +66,12 @@ def learner_spec(
     if is_adapter_folder(path):
         model = _continued(parsed, model, path)
     check_spec(model)
+    if has_vision_tower(model.path):
+        console.print(f"{model.path} also sees: its text tower alone is trained and exported.", soft_wrap=True)
     exact = cfg.train.full_determinism_enable
     engine = engine_spec(cfg, cfg.ds, total_steps=max(total_steps, 1), seed=cfg.train.seed, exact=exact)
-    return LearnerSpec(device, ranks, model, engine, split, threads_for(ranks))
+    content = CheckpointContent(state=not cfg.ckpt.disable_ds, model=cfg.ckpt.save_hf)
+    return LearnerSpec(device, ranks, model, engine, split, threads_for(cfg.model.num_gpus_per_node), content)
 
 
 def _continued(parsed: Parsed, model: Any, path: str) -> Any:
@@ -83,10 +88,11 @@ def _continued(parsed: Parsed, model: Any, path: str) -> Any:
 
 
 @contextmanager
-def open_learner(spec: LearnerSpec, ray: Any, memory: MemoryLog, output: Path) -> Iterator[SupervisedRole]:
-    """The model in this process where it has one rank, else in Ray workers that end with the block."""
-    if spec.ranks == 1:
-        yield open_here(spec, memory)
+def open_learner(spec: LearnerSpec, ray: Any, opened: Opened) -> Iterator[SupervisedRole]:
+    """The model in this process where that is its one rank, or one of those that a launcher started; else in Ray
+    workers that end with the block."""
+    if spec.ranks == 1 or opened.launch is not None:
+        yield open_here(spec, opened)
         return
     # One rank is one process without Ray.
     from openrlhf_ext.cluster.session import RaySettings, ray_session
@@ -101,18 +107,23 @@ def open_learner(spec: LearnerSpec, ray: Any, memory: MemoryLog, output: Path) -
         gpus=spec.device.count,
     )
     with ray_session(settings):
-        yield build_learner(spec, memory)
+        yield build_learner(spec, opened.memory)
 
 
-def open_here(spec: LearnerSpec, memory: MemoryLog, role: str = "model") -> LocalRole:
+def open_here(spec: LearnerSpec, opened: Opened, role: str = "model") -> LocalRole:
     from openrlhf_ext.engine.deepspeed_engine import DeepSpeedEngine
     from openrlhf_ext.engine.process import init_process
 
-    phase = memory.measuring(role, PeakMeter(spec.device, role))
+    phase = opened.memory.measuring(role, PeakMeter(spec.device, role))
+    at = opened.launch
     with waiting(f"the {role} to load"), phase("load"):
-        init_process(spec.device, 0, 1, 0, "127.0.0.1", free_port("127.0.0.1"))
+        if at is None:
+            init_process(spec.device, 0, 1, 0, "127.0.0.1", free_port("127.0.0.1"))
+        else:
+            local = at.local_rank % max(spec.device.count, 1)  # a launcher may show each rank its own GPU only
+            init_process(spec.device, at.rank, at.ranks, local, at.host, at.port, served=at.served)
         engine: Any = DeepSpeedEngine(spec.model, spec.engine, spec.device)
-    return LocalRole(engine, spec.split, phase)
+    return LocalRole(engine, spec.split, phase, spec.content)
 
 
 def make_reference(
@@ -135,9 +146,20 @@ def make_reference(
         return ModelReference(_second(spec, model, opened))
     path = base_path(cfg.ref.model_name_or_path or cfg.model.model_name_or_path)
     folder = Path(cfg.ref.cache_dir) if cfg.ref.cache_dir else Path(cfg.ckpt.output_dir) / "reference_logprobs"
-    cache = ReferenceCache(folder, model_digest(Path(path), path, cfg.ds.param_dtype, cfg.ds.load_in_4bit))
+    cache = _open_cache(folder, Path(path), (path, cfg.ds.param_dtype, cfg.ds.load_in_4bit), model)
     asked = model if cfg.ref.model_name_or_path is None else _second(spec, model, opened)
     return CachedReference.fill(cache, asked, batches, _Progress(len(batches)))
+
+
+def _open_cache(folder: Path, path: Path, run_with: tuple[object, ...], model: SupervisedRole) -> ReferenceCache:
+    """All ranks must agree on what is missing: the first one keeps the file, and tells the others what is in it."""
+    if not isinstance(model, LocalRole):
+        return ReferenceCache(folder, model_digest(path, *run_with))
+    if model.leads:
+        cache = ReferenceCache(folder, model_digest(path, *run_with))
+        model.together(cache.known)
+        return cache
+    return ReferenceCache(folder, "", kept_elsewhere=model.together(None)[0])
 
 
 SAID = {
@@ -168,12 +190,12 @@ def _reference_spec(parsed: Parsed, device: Device, strategy: str) -> LearnerSpe
 
 
 def _second(spec: LearnerSpec, model: SupervisedRole, opened: Opened) -> SupervisedRole:
-    if model.ranks > 1:
+    if not isinstance(model, LocalRole):
         raise ConfigError(
-            "--ref.strategy with a second model needs one rank in this version: give --ref.strategy cached, or base "
-            "with adapters."
+            "--ref.strategy with a second model needs one rank, or ranks that torchrun or srun started: give "
+            "--ref.strategy cached, or base with adapters."
         )
-    return open_here(spec, opened.memory, "reference")
+    return open_here(replace(spec, ranks=model.ranks), opened, "reference")
 
 
 class _Progress:

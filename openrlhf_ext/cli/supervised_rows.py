@@ -49,5 +49,6 @@ def _pair_settings(cfg: Any, dataset: str, split: str, probs: str | None, margin
         apply_chat_template=cfg.data.apply_chat_template,
         max_samples=cfg.data.max_samples,
         max_tokens=cfg.data.max_len,
+        differs_earlier=cfg.data.differs_earlier,
         seed=cfg.train.seed,
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from openrlhf_ext.batch.partition import SplitSettings
 from openrlhf_ext.batch.types import OptimizerStep
+from openrlhf_ext.cli.launch import Launch
 from openrlhf_ext.cli.memory_report import as_result, memory_log, say_peaks, shortage_explained
 from openrlhf_ext.cli.preflight import preflight
 from openrlhf_ext.cli.specs import (
@@ -33,6 +35,7 @@ from openrlhf_ext.device import Device, choose_device
 from openrlhf_ext.plan.trial import Command
 from openrlhf_ext.ports import SupervisedRole
 from openrlhf_ext.track.memory import MemoryLog
+from openrlhf_ext.track.metrics import Trackers
 from openrlhf_ext.track.progress import StepProgress, console
 from openrlhf_ext.trainers.journal import Cadence, Journal
 from openrlhf_ext.trainers.supervised import SupervisedSettings, train_supervised
@@ -41,18 +44,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def run(command: Command, parsed: Parsed) -> int:
+def run(command: Command, parsed: Parsed, launch: Launch | None = None) -> int:
     """Train as the config says. Raises UserError before a model is loaded where the input cannot be used."""
     start = time.monotonic()
     device = choose_device(parsed.config.device.type)
-    store, latest = open_store(parsed.config.ckpt)
-    opened = Opened()
+    leads = launch is None or launch.rank == 0
+    if not leads:
+        console.quiet = True
+        logging.disable(logging.WARNING)
+    store, latest = open_store(parsed.config.ckpt, leads=leads)
+    opened = Opened(launch)
     task = _task(command, parsed, device, opened)
     planned = preflight(command, parsed, device, task.data_size())
     parsed, cfg, memory = planned.parsed, planned.parsed.config, memory_log(planned)
     output = Path(cfg.ckpt.output_dir)
-    write_config(cfg, cfg.ckpt)
-    write_dropped(dropped_file(output), task.dropped)
+    if leads:
+        write_config(cfg, cfg.ckpt)
+        write_dropped(dropped_file(output), task.dropped)
 
     split = replace(_split(cfg), unit=task.unit)
     order = StepOrder(
@@ -69,11 +77,10 @@ def run(command: Command, parsed: Parsed) -> int:
         soft_wrap=True,
     )
     settings = SupervisedSettings(cfg.train.max_epochs, task.objective, _identity(cfg, task))
-    with shortage_explained(planned, memory, store), ExitStack() as stack:
-        model = stack.enter_context(open_learner(spec, cfg.ray, memory, output))
-        opened.model, opened.memory, opened.stack = model, memory, stack
+    opened.memory = memory
+    with shortage_explained(planned, memory, store), open_learner(spec, cfg.ray, opened) as model:
         task.prepare(model)
-        with _journal(cfg, task, model, memory, store, total, latest) as journal:
+        with _journal(cfg, task, model, memory, store, total, latest, leads) as journal:
 
             def to_step(examples: Sequence[Any]) -> OptimizerStep:
                 return task.to_step(examples, split, model.ranks)
@@ -82,7 +89,8 @@ def run(command: Command, parsed: Parsed) -> int:
         model.export(output / "model")
         if cfg.ds.lora.rank or spec.model.adapters:
             model.export_adapters(output / "adapters")
-    _leave_result(cfg, steps, time.monotonic() - start, memory)
+    if leads:
+        _leave_result(cfg, steps, time.monotonic() - start, memory)
     return 0
 
 
@@ -119,9 +127,9 @@ def _identity(cfg: Any, task: Task) -> dict[str, int | str]:
 
 @contextmanager
 def _journal(
-    cfg: Any, task: Task, model: SupervisedRole, memory: MemoryLog, store: Any, total: int, latest: Any
+    cfg: Any, task: Task, model: SupervisedRole, memory: MemoryLog, store: Any, total: int, latest: Any, leads: bool
 ) -> Iterator[Journal]:
-    tracker = open_tracking(cfg.logger, cfg.ckpt, cfg, latest.step if latest else None)
+    tracker = open_tracking(cfg.logger, cfg.ckpt, cfg, latest.step if latest else None) if leads else Trackers([])
     line = StepProgress(total, task.shown, every=cfg.logger.logging_steps)
     evaluate: Callable[[], dict[str, float]] | None = None
     if task.evaluate is not None:

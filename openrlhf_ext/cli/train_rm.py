@@ -5,23 +5,20 @@ Nothing heavy is imported before the flags are right: help and a wrong flag answ
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from openrlhf_ext.cli import boundary
+from openrlhf_ext.cli.launch import parse_launched
 from openrlhf_ext.cli.main import dispatch
 from openrlhf_ext.cluster.environment import prepare_environment
-from openrlhf_ext.config import parse
 
 
 def main(argv: Sequence[str]) -> int:
-    parsed = parse("rm", argv)
-    for note in parsed.notes:
-        print(note, file=sys.stderr)
+    parsed, launch = parse_launched("rm", argv)
     prepare_environment(parsed.config.ray.address, parsed.config.ray.bind)
     from openrlhf_ext.cli.supervised_run import run
 
-    return run("rm", parsed)
+    return run("rm", parsed, launch)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from openrlhf_ext.batch.partition import SplitSettings
 from openrlhf_ext.cluster.generator import RemoteGenerator, engine_actor
 from openrlhf_ext.cluster.phases import Part, Phases, Sleeper
 from openrlhf_ext.cluster.placement import Demand, Slot, reserve
-from openrlhf_ext.cluster.roles import CheckpointContent, RemoteCritic, RemotePolicy, RemoteReference, RemoteScorer
+from openrlhf_ext.cluster.roles import RemoteCritic, RemotePolicy, RemoteReference, RemoteScorer
 from openrlhf_ext.cluster.train_worker import EngineLinks
 from openrlhf_ext.cluster.waits import gather
 from openrlhf_ext.cluster.worker_group import WorkerGroup, worker_environment
@@ -20,6 +20,7 @@ from openrlhf_ext.device import Device
 from openrlhf_ext.engine.spec import EngineSpec
 from openrlhf_ext.models.spec import ModelSpec
 from openrlhf_ext.rollout.vllm_engine import EngineSettings, engine_environment
+from openrlhf_ext.track.checkpoints import CheckpointContent
 from openrlhf_ext.track.memory import MemoryLog, Moment
 
 Role = Literal["actor", "ref", "critic", "reward", "vllm"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from openrlhf_ext.batch.partition import SplitSettings
 from openrlhf_ext.device import Device
 from openrlhf_ext.engine.spec import EngineSpec
 from openrlhf_ext.models.spec import ModelSpec
+from openrlhf_ext.track.checkpoints import CheckpointContent
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,3 +21,4 @@ class LearnerSpec:
     engine: EngineSpec
     split: SplitSettings
     threads: int
+    content: CheckpointContent = field(default_factory=CheckpointContent)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from openrlhf_ext.cluster.train_worker import EngineLinks
 from openrlhf_ext.cluster.waits import gather
 from openrlhf_ext.cluster.worker_group import WorkerGroup
 from openrlhf_ext.ports import Objective
+from openrlhf_ext.track.checkpoints import CheckpointContent
 from openrlhf_ext.types import Report, RolloutKey, merge_reports
 
 
@@ -56,14 +57,6 @@ class RemoteReference(RemoteModel):
         self._phases.enter("train")
         micros, answers = self._ask(batch, "log-probs", temperature, adapters=self._adapters)
         return scatter_rows(micros, answers, batch.rows, batch.action_BA.shape[1])
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointContent:
-    """What a checkpoint of a model in training holds: the state to resume from, a Hugging Face folder, or both."""
-
-    state: bool = True
-    model: bool = False
 
 
 class RemoteTrained(RemoteModel):
@@ -162,6 +155,7 @@ class RemoteCritic(RemoteTrained):
 class RemoteLearner(RemoteTrained):
     """`SupervisedRole` over a worker group."""
 
+    # The model of a checkpoint stands beside the state, as in `trainers.local`.
     file_phase, model_folder = "train", "model"
 
     def logprobs(self, batch: TokenBatch, temperature: float = 1.0, *, adapters: bool = True) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from openrlhf_ext.cluster.learner_spec import LearnerSpec
 from openrlhf_ext.cluster.phases import Phases
 from openrlhf_ext.cluster.placement import Demand, reserve
-from openrlhf_ext.cluster.roles import CheckpointContent, RemoteLearner
+from openrlhf_ext.cluster.roles import RemoteLearner
 from openrlhf_ext.cluster.worker_group import WorkerGroup, worker_environment
 from openrlhf_ext.track.memory import MemoryLog
 
@@ -21,4 +21,4 @@ def build_learner(spec: LearnerSpec, memory: MemoryLog) -> RemoteLearner:
     environment = worker_environment(spec.device, spec.threads)
     group = WorkerGroup(NAME, slots[NAME], spec.device, spec.model, spec.engine, environment, memory)
     group.collect(group.started, "the model to load", "load")
-    return RemoteLearner(group, spec.split, Phases({}), CheckpointContent())
+    return RemoteLearner(group, spec.split, Phases({}), spec.content)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from openrlhf_ext.config.fields import declined, flag, section
 from openrlhf_ext.config.sections import (
@@ -53,6 +54,11 @@ class PairsDataSection(RowsFields):
     )
     chosen_key: str = flag("chosen", "column of the better answer", common=True)
     rejected_key: str = flag("rejected", "column of the worse answer", common=True)
+    differs_earlier: Literal["drop", "cut", "refuse"] = flag(
+        "drop",
+        "rows whose two dialogues part before their last turns: leave them out, cut both after the first assistant "
+        "turn in which they differ, or stop",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,17 +160,24 @@ class DeepSpeedEngine:
         torch.distributed.barrier()
 
     def export_adapters(self, folder: Path) -> None:
-        """Write the adapters alone, as peft does (rank 0 writes; collective)."""
+        """Write the adapters, and a head that was trained with them, as peft does (rank 0 writes; collective)."""
         assert not self.asleep, "a sleeping model has no weights on its device"
         adapters = {}
+        head = [] if self.model_spec.kind == "causal_lm" else list(self.model.head.parameters())
         for name, parameter in self.model.model.named_parameters():
-            if is_adapter(name):
+            if is_adapter(name) or any(parameter is part for part in head):
                 with self._gathered([parameter]):
                     if self.rank == 0:
                         adapters[name] = parameter.detach().to("cpu", copy=True)
         if self.rank == 0:
             write_adapter_folder(adapter_config(self.model.model), self.model_spec.path, folder, adapters)
         torch.distributed.barrier()
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every rank brought, in their order. Collective."""
+        values: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
 
     def sleep(self) -> None:
         """Move weights, gradients and optimizer state off the device, where it can; idempotent."""

@@ -18,11 +18,19 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=60)
 
 
 def init_process(
-    device: Device, rank: int, world_size: int, local_rank: int, master_addr: str, master_port: int
+    device: Device,
+    rank: int,
+    world_size: int,
+    local_rank: int,
+    master_addr: str,
+    master_port: int,
+    *,
+    served: bool = False,
 ) -> None:
     """Join the process group of this device's backend, once per process, and prepare DeepSpeed for it.
 
-    `local_rank` counts the devices that this process sees.
+    `local_rank` counts the devices that this process sees. `served`: who started the ranks keeps the store
+    that they meet by.
     """
     if torch.distributed.is_initialized():
         assert (torch.distributed.get_rank(), torch.distributed.get_world_size()) == (rank, world_size)
@@ -37,7 +45,7 @@ def init_process(
         LOCAL_RANK=str(local_rank),
     )
     device.select(local_rank)
-    store = _meeting_point(rank, world_size, master_addr, master_port)
+    store = _meeting_point(rank, world_size, master_addr, master_port, served)
     torch.distributed.init_process_group(
         device.collective, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT
     )
@@ -57,8 +65,12 @@ def _speak_of_problems_only(logger: logging.Logger) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 
-def _meeting_point(rank: int, world_size: int, host: str, port: int) -> torch.distributed.TCPStore:
+def _meeting_point(rank: int, world_size: int, host: str, port: int, served: bool) -> torch.distributed.Store:
     """The store that ranks meet by, which rank 0 serves at `host` only (left alone it listens on every interface)."""
+    if served:  # by torchrun, which may start the ranks again after a failure: each attempt has keys of its own
+        shared = torch.distributed.TCPStore(host, port, is_master=False, timeout=COLLECTIVE_TIMEOUT)
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return torch.distributed.PrefixStore(f"openrlhf_ext/{attempt}", shared)
     listener = socket.create_server((host, port)).detach() if rank == 0 else None
     return torch.distributed.TCPStore(
         host, port, world_size, rank == 0, timeout=COLLECTIVE_TIMEOUT, master_listen_fd=listener

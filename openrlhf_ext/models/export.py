@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 
 from openrlhf_ext.errors import DataError
-from openrlhf_ext.models.lora import ADAPTER, adapted_layers, halves, is_of_adapters, merged
+from openrlhf_ext.models.lora import ADAPTER, adapted_layers, halves, is_adapter, is_of_adapters, merged
 from openrlhf_ext.models.quantised import whole, whole_bytes
 
 SHARD_BYTES = 4 << 30
@@ -58,10 +58,13 @@ def write_model_folder(
 def write_adapter_folder(config: LoraConfig, base: str, folder: Path, adapters: Mapping[str, Tensor]) -> None:
     """A folder that `PeftModel.from_pretrained` loads on top of the model `base`; it appears whole or not at all.
 
-    `adapters` are A and B under the names they have in the model.
+    `adapters` are A and B under the names they have in the model. What else is there, a head that was trained with
+    them, takes the place of the base's: the base is then to be loaded as a sequence classifier.
     """
     config = copy.copy(config)
-    config.base_model_name_or_path, config.task_type, config.inference_mode = base, "CAUSAL_LM", True
+    heads = sorted({name.rpartition(".")[0] for name in adapters if not is_adapter(name)})
+    config.task_type, config.modules_to_save = ("SEQ_CLS", heads) if heads else ("CAUSAL_LM", None)
+    config.base_model_name_or_path, config.inference_mode = base, True
     config.target_modules = sorted(config.target_modules or ())  # a set, in no order of its own
     with _appearing_whole(folder) as partial:
         config.save_pretrained(str(partial))

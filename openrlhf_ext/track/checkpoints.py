@@ -28,16 +28,26 @@ class Checkpoint:
     metric: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class CheckpointContent:
+    """What a checkpoint of a model in training holds: the state to resume from, a Hugging Face folder, or both."""
+
+    state: bool = True
+    model: bool = False
+
+
 class CheckpointStore:
     """Folders `step-00000010` under `path`, each written under another name and renamed when complete.
 
     At most `max_num` of them and `max_mem_gb` GiB in all are kept: the oldest go first, never the newest,
-    and never the one with the highest `metric` (which counts towards neither limit).
+    and never the one with the highest `metric` (which counts towards neither limit). Where several processes fill
+    a checkpoint together one of them `leads`: it makes the folder and lets it appear, the others only write into it.
     """
 
-    def __init__(self, path: Path, max_num: int = 3, max_mem_gb: float = float("inf")) -> None:
+    def __init__(self, path: Path, max_num: int = 3, max_mem_gb: float = float("inf"), *, leads: bool = True) -> None:
         assert max_num >= 1, "at least the newest checkpoint is kept"
         self.path = path
+        self._leads = leads
         self._max_num = max_num
         self._max_bytes = max_mem_gb * _GIB
 
@@ -46,12 +56,16 @@ class CheckpointStore:
     ) -> Path:
         """Let `write(folder)` fill a checkpoint, add `state` (JSON values), make it durable, then visible.
 
-        A kill at any point leaves the earlier checkpoints as they were.
+        A kill at any point leaves the earlier checkpoints as they were. A process that does not lead must find the
+        folder made: `write` waits for the others before it begins.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._sweep()
         final = self.path / f"step-{step:08d}"
         partial = self.path / f".partial-{final.name}"
+        if not self._leads:
+            write(partial)
+            return final
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._sweep()
         partial.mkdir()
         write(partial)
         manifest = {"format": _FORMAT, "step": step, "metric": metric, "state": dict(state)}

@@ -21,15 +21,23 @@ class ReferenceCache:
     Raises DataError for a file that holds something else; a last line that was cut off is computed again.
     """
 
-    def __init__(self, folder: Path, model: str) -> None:
+    def __init__(self, folder: Path, model: str, *, kept_elsewhere: Mapping[str, float] | None = None) -> None:
+        """`kept_elsewhere`: another process keeps the file, and this is what it has read."""
         self.path = folder / f"{model}.jsonl"
-        self._known: dict[str, float] = {}
+        self._known: dict[str, float] = dict(kept_elsewhere or {})
+        self._keeps = kept_elsewhere is None
+        if not self._keeps:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             self._known = self._read()
 
     def __len__(self) -> int:
         return len(self._known)
+
+    @property
+    def known(self) -> Mapping[str, float]:
+        return self._known
 
     def missing(self, keys: Sequence[str]) -> list[int]:
         """The indices of the keys that are not known, each key once."""
@@ -40,8 +48,9 @@ class ReferenceCache:
         return self._known[key]
 
     def add(self, values: Mapping[str, float]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(f"{json.dumps([key, value])}\n" for key, value in values.items())
+        if self._keeps:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(f"{json.dumps([key, value])}\n" for key, value in values.items())
         self._known |= values
 
     def _read(self) -> dict[str, float]:

@@ -1,10 +1,13 @@
-"""A model in training in this very process: the supervised loop on one device needs no workers."""
+"""A model in training in this very process, whose ranks, where there are several, all run the same loop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -12,14 +15,20 @@ from openrlhf_ext.batch.partition import SplitSettings
 from openrlhf_ext.batch.split import inference_split, scatter_rows, scatter_whole_rows
 from openrlhf_ext.batch.types import MicroBatch, OptimizerStep, TokenBatch
 from openrlhf_ext.ports import Objective, TrainEngine
+from openrlhf_ext.track.checkpoints import CheckpointContent
 from openrlhf_ext.trainers.shards import run_steps
-from openrlhf_ext.types import Report
+from openrlhf_ext.types import Report, merge_reports
+
+MODEL = "model"
+"""The exported model of a checkpoint, beside the state."""
 
 
 class LocalRole:
-    """One engine of one rank as a `SupervisedRole`. `split` cuts the batches it is asked about.
+    """One engine, which is one rank, as a `SupervisedRole`. `split` cuts the batches it is asked about.
 
-    Everything is done inside `phase(name)`, with the planner's names: train, evaluate, save, load.
+    With several ranks every process calls the same methods with the same arguments, works on its own part, and is
+    given the answer of all. Everything is done inside `phase(name)`, with the planner's names: train, evaluate, save,
+    load.
     """
 
     def __init__(
@@ -27,19 +36,29 @@ class LocalRole:
         engine: TrainEngine,
         split: SplitSettings,
         phase: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
+        content: CheckpointContent | None = None,
     ) -> None:
-        assert engine.world_size == 1, "several ranks are a worker group"
         self._engine = engine
-        self._split = split
+        self._split = replace(split, ranks=engine.world_size)
         self._phase = phase
+        self._content = content or CheckpointContent()
 
     @property
     def ranks(self) -> int:
-        return 1
+        return self._engine.world_size
+
+    @property
+    def leads(self) -> bool:
+        return self._engine.rank == 0
+
+    def together(self, value: Any) -> list[Any]:
+        """What the processes of all ranks brought, in their order."""
+        return [value] if self.ranks == 1 else self._engine.gather(value)
 
     def update(self, steps: Sequence[OptimizerStep], objective: Objective) -> Report:
         with self._phase("train"):
-            return run_steps(self._engine, [shard for (shard,) in steps], objective)
+            report = run_steps(self._engine, [shards[self._engine.rank] for shards in steps], objective)
+            return merge_reports(self.together(report))
 
     def logprobs(self, batch: TokenBatch, temperature: float = 1.0, *, adapters: bool = True) -> Tensor:
         micros, outputs = self._answers(batch, temperature, adapters)
@@ -51,13 +70,18 @@ class LocalRole:
     def _answers(
         self, batch: TokenBatch, temperature: float = 1.0, adapters: bool = True
     ) -> tuple[list[MicroBatch], list[Tensor]]:
-        (micros,) = inference_split(batch, self._split)
+        by_rank = inference_split(batch, self._split)
         with self._phase("evaluate"):
-            return micros, [self._engine.forward(micro, temperature, adapters=adapters) for micro in micros]
+            own = [self._engine.forward(micro, temperature, adapters=adapters) for micro in by_rank[self._engine.rank]]
+            return list(chain.from_iterable(by_rank)), list(chain.from_iterable(self.together(own)))
 
     def save(self, folder: Path) -> None:
-        with self._phase("save"):
-            self._engine.save(folder)
+        self.together(None)  # rank 0 has made the folder when the others arrive here
+        if self._content.state:
+            with self._phase("save"):
+                self._engine.save(folder)
+        if self._content.model:
+            self.export(folder.with_name(MODEL))
 
     def load(self, folder: Path) -> None:
         with self._phase("load"):

@@ -24,6 +24,8 @@ from openrlhf_ext.trainers.reports import under
 from openrlhf_ext.types import Metric, merge_reports
 
 Example = TypeVar("Example")
+STATE = "state"
+"""Folder of a checkpoint: what training goes on from. An exported model stands beside it."""
 LONG = (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0))
 
 
@@ -65,7 +67,7 @@ def train_supervised(
     position, step, total = dict(settings.data), 0, order.steps_per_epoch * settings.epochs
     if resume is not None:
         _check_same(resume.state["position"], position)
-        model.load(resume.path / "model")
+        model.load(resume.path / STATE)
         step = resume.step
     journal.begin(step, resume.state if resume else None)
     first = step
@@ -89,7 +91,7 @@ def train_supervised(
             merge_reports([report, figures]),
             last=step == total,
             tokens={"update": tokens},
-            write=lambda folder: model.save(folder / "model"),
+            write=lambda folder: model.save(folder / STATE),
             state=lambda: {"position": position},
         )
     return step

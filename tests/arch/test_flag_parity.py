@@ -87,6 +87,7 @@ EVERY = "every command runs on the CPU or the GPU that was asked for"
 CLUSTER = "which Ray cluster, and who may reach it"
 PLANNED = "a plan before anything loads"
 EIGHT_BIT = "the optimizer of QLoRA's users"
+PARTED = "what happens to dialogues that part before their last turns is a named rule"
 STUDENT = "RLT: a student's log-probs are the reward"
 SUPERVISED = {
     "device.type": EVERY,
@@ -151,12 +152,14 @@ OURS = {
         "model.temperature": "the scale of the Bradley-Terry model",
         "model.head_dim": "the general preference model (arXiv:2410.02197)",
         "data.margin_key": "the margin's column has a name",
+        "data.differs_earlier": PARTED,
         "ds.use_liger_kernel": "one section for all commands; refused",
     },
     "dpo": SUPERVISED
     | {
         "model.hinge_enable": "SLiC's loss",
         "model.length_normalize": "length-normalised log-probs",
+        "data.differs_earlier": PARTED,
         "ref.strategy": "the reference by the cheapest way that is right",
         "ref.cache_dir": "log-probs that are computed once are kept",
     },

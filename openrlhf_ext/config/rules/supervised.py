@@ -17,11 +17,6 @@ def supervised_needs(config: Any, explicit: Explicit) -> Iterator[Violation]:
     yield from required(config, {"data.dataset": "the rows, a file, folder or hub name"}, plannable=True)
 
 
-def exports_at_the_end(config: Any, explicit: Explicit) -> Iterator[Violation]:
-    if config.ckpt.save_hf:
-        yield Violation("--ckpt.save_hf", None, "the model is exported once, at the end, in this version; leave it out")
-
-
 def supervised_accumulation(config: Any, explicit: Explicit) -> Iterator[Violation]:
     ranks = config.model.num_nodes * config.model.num_gpus_per_node
     if ranks > 0 and config.train.micro_batch_size > 0:
@@ -83,7 +78,6 @@ def reference_can_be_had(config: DPOConfig, explicit: Explicit) -> Iterator[Viol
 
 COMMON: tuple[Rule, ...] = (
     supervised_needs,
-    exports_at_the_end,
     supervised_accumulation,
     one_share_for_each_data_set,
     adapters_have_a_rank,

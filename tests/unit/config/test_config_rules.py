@@ -28,7 +28,7 @@ FORBIDDEN = [
     ("rl", "--rollout.max_new_tokens 2048", "--data.max_len 2048 is for prompt and response together"),
     ("rl", "--ds.overlap_comm --ds.zero_stage 1", "leave it out with --ds.zero_stage 1"),
     ("rl", "--ds.attn_implementation torch_varlen", "add --ds.packing_samples"),
-    ("sft", "--ckpt.save_hf", "at the end, in this version; leave it out"),
+    ("sft", "--ckpt.save_steps 5 --ckpt.disable_ds", "add --ckpt.save_hf"),
     ("rl", "--vllm.enable_sleep", "add --train.colocate_all"),
     ("rl", "--ds.enable_sleep", "add --train.colocate_all"),
     (
