@@ -15,13 +15,13 @@ def effective_stage(spec: EngineSpec) -> int:
 
     A frozen model is sharded (3) or whole (0). Half precision runs at stage 1 or above, where the master
     weights are float32 (DeepSpeed's plain half-precision optimizer gives float16 no loss scale), and so
-    does an optimizer on the CPU; bf16 with float32 accumulation at stage 2 or above (the optimizer that
-    stage 1 takes for it cannot leave the device between phases).
+    does an optimizer on the CPU; bf16 with float32 accumulation at stage 3, for below it DeepSpeed adds the
+    gradients of micro-batches up in bf16 all the same, where after some hundred of them nothing is added any more.
     """
     if not spec.trainable:
         return 3 if spec.zero_stage == 3 or spec.param_offload else 0
     if spec.dtype == "bf16" and spec.grad_accum_dtype == "fp32":
-        return max(spec.zero_stage, 2)
+        return 3
     if spec.dtype != "fp32" or spec.adam_offload:
         return max(spec.zero_stage, 1)
     return spec.zero_stage

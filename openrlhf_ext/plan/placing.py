@@ -24,7 +24,7 @@ def stage_that_runs(
     if not trainable:
         return 3 if zero_stage == 3 or param_offload else 0
     if dtype == "bf16" and grad_accum_dtype == "fp32":
-        return max(zero_stage, 2)
+        return 3
     if dtype != "fp32" or adam_offload:
         return max(zero_stage, 1)
     return zero_stage

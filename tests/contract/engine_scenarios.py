@@ -201,6 +201,20 @@ def train(engine: Any) -> dict[str, Any]:
     }
 
 
+def sum_of_many(path: Path, device: Device, accumulated: str | None, parts: int = 700) -> float:
+    """The norm of a gradient that comes in so many equal parts, over that of the gradient in one."""
+    norms = []
+    for count in (1, parts):
+        engine = engine_of(path, device, replace(SPEC, dtype="bf16", zero_stage=2, grad_accum_dtype=accumulated))
+        micro = rows(0)
+        whole = denominators(micro)
+        share = Denominators(whole.tokens * count, whole.sequences * count)
+        for _ in range(count):
+            engine.forward_backward(micro, Weighted(), share)
+        norms.append(engine.step()["grad_norm"].value)
+    return norms[1] / norms[0]
+
+
 def engine_of(path: Path, device: Device, spec: EngineSpec = SPEC, **model: Any) -> Any:
     from openrlhf_ext.engine.deepspeed_engine import DeepSpeedEngine
 
@@ -276,6 +290,7 @@ def one_rank(rank: int, world_size: int, device: Device, path: Path, folder: Pat
         stage: resume(path, device, replace(SPEC, dtype="bf16", zero_stage=stage), folder / f"half-{stage}")
         for stage in (0, 3)
     }
+    answer["summed"] = {accumulated: sum_of_many(path, device, accumulated) for accumulated in (None, "fp32")}
     answer["8-bit resumed"] = {
         stage: resume(path, device, replace(SPEC, eight_bit=True, zero_stage=stage), folder / f"eight-{stage}")
         for stage in (0, 2, 3)

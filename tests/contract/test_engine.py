@@ -144,6 +144,11 @@ def test_how_the_model_is_run_changes_nothing(one, plain, variant):
     torch.testing.assert_close(trained["logp"], expected["logp"], rtol=0, atol=1e-5)
 
 
+def test_many_micro_batches_add_up_in_float32_where_that_is_asked_for(one):
+    assert one[0]["summed"]["fp32"] == pytest.approx(1.0, abs=0.01)
+    assert one[0]["summed"][None] < 0.8, "in bf16 small parts are lost, which is why there is a choice"
+
+
 @pytest.mark.parametrize("stage", [*STAGES, "float32 accumulation"])
 def test_small_learning_rates_reach_bf16_weights(one, stage):
     """Each of 20 steps of 1e-6 is below half a bf16 rounding step: only float32 master weights add them up."""

@@ -150,11 +150,6 @@ def async_engines_stay_awake(config: RLConfig, explicit: Explicit) -> Iterator[V
             )
 
 
-def four_bits_are_whole(config: RLConfig, explicit: Explicit) -> Iterator[Violation]:
-    if config.ds.load_in_4bit and config.ds.zero_stage == 3:
-        yield Violation("--ds.load_in_4bit", None, "4-bit weights are not sharded; set --ds.zero_stage 2 or less")
-
-
 def penalty_begins_within_the_answer(config: RLConfig, explicit: Explicit) -> Iterator[Violation]:
     buffer, new = config.reward.overlong_buffer_len, config.rollout.max_new_tokens
     limit, flag = (config.data.max_len, "data.max_len") if new is None else (new, "rollout.max_new_tokens")
@@ -175,6 +170,5 @@ ALGORITHM_RULES: tuple[Rule, ...] = (
     the_kl_weight_stays_above_zero,
     generation_is_whole_batches,
     async_engines_stay_awake,
-    four_bits_are_whole,
     penalty_begins_within_the_answer,
 )

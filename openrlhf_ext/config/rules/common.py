@@ -90,6 +90,18 @@ def reentrant_needs_checkpointing(config: Any, explicit: Explicit) -> Iterator[V
         )
 
 
+def four_bits_are_not_sharded(config: Any, explicit: Explicit) -> Iterator[Violation]:
+    ds = config.ds
+    if ds.load_in_4bit and ds.zero_stage == 3:
+        yield Violation("--ds.load_in_4bit", None, "4-bit weights are not sharded; set --ds.zero_stage 2 or less")
+    elif ds.load_in_4bit and ds.param_dtype == "bf16" and ds.grad_accum_dtype == "fp32":
+        yield Violation(
+            "--ds.grad_accum_dtype",
+            "fp32",
+            "gradients are summed in float32 at stage 3 alone, which 4-bit weights rule out",
+        )
+
+
 def eight_bits_stay_on_the_device(config: Any, explicit: Explicit) -> Iterator[Violation]:
     for path in flags_of(type(config)):
         if path.endswith("adam.eight_bit") and get(config, path) and config.ds.adam_offload:
@@ -112,5 +124,6 @@ COMMON_RULES: tuple[Rule, ...] = (
     overlap_needs_stage_2,
     varlen_needs_packing,
     reentrant_needs_checkpointing,
+    four_bits_are_not_sharded,
     eight_bits_stay_on_the_device,
 )

@@ -99,8 +99,8 @@ def gradients_summed_in_bf16(case: Case) -> str | None:
     if summands <= MOST_BF16_SUMMANDS:
         return None
     return (
-        f"{summands} micro-batches are added up in bf16, which has 8 bits; give --ds.grad_accum_dtype fp32, or a "
-        "larger --train.micro_batch_size."
+        f"{summands} micro-batches are added up in bf16, which has 8 bits; give a larger --train.micro_batch_size, or "
+        "--ds.grad_accum_dtype fp32, which runs at stage 3."
     )
 
 

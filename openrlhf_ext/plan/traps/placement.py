@@ -93,8 +93,8 @@ def gpus_left_over(case: Case) -> str | None:
 
 
 def stage_3_on_one_rank(case: Case) -> str | None:
-    if case.trained.ranks > 1 or case.trained.zero_stage < 3:
-        return None
+    if case.trained.ranks > 1 or case.trained.zero_stage < 3 or case.trained.grad_accum_dtype == "fp32":
+        return None  # sums in float32 are stage 3's alone
     return (
         "--ds.zero_stage 3 on one rank shards nothing and gathers every layer all the same; give --ds.zero_stage 2, "
         "which trains the same."
@@ -105,7 +105,7 @@ def stage_is_raised(case: Case) -> str | None:
     asked, runs = case.config.ds.zero_stage, case.trained.zero_stage
     if "ds.zero_stage" not in case.explicit or asked == runs:
         return None
-    why = "float32 accumulation leaves the GPU" if runs == 2 else "float32 master weights begin"
+    why = "gradients are summed in float32" if runs == 3 else "float32 master weights begin"
     return (
         f"--ds.zero_stage {asked} runs as stage {runs}, where {why}; give --ds.zero_stage {runs}, or --ds.param_dtype "
         "fp32 for stage 0."

@@ -19,7 +19,7 @@ from openrlhf_ext.errors import ConfigError
         ({"dtype": "bf16", "zero_stage": 0}, 1),
         ({"dtype": "fp16", "zero_stage": 0}, 1),
         ({"dtype": "fp32", "zero_stage": 0, "adam_offload": True}, 1),
-        ({"dtype": "bf16", "zero_stage": 1, "grad_accum_dtype": "fp32"}, 2),
+        ({"dtype": "bf16", "zero_stage": 1, "grad_accum_dtype": "fp32"}, 3),
         ({"dtype": "bf16", "zero_stage": 3, "grad_accum_dtype": "fp32"}, 3),
         ({"zero_stage": 2, "trainable": False}, 0),
         ({"zero_stage": 3, "trainable": False}, 3),
