@@ -8,9 +8,10 @@ from __future__ import annotations
 from contextlib import nullcontext
 from pathlib import Path
 
+from openrlhf_ext.errors import DataError
 from openrlhf_ext.models.causal_lm import PolicyModel
 from openrlhf_ext.models.fresh import Writable
-from openrlhf_ext.models.load import check_model
+from openrlhf_ext.models.load import check_model, has_vision_tower
 from openrlhf_ext.models.spec import ModelSpec
 from openrlhf_ext.models.value_model import RewardModel, ValueModel, check_scalar_model
 
@@ -21,6 +22,11 @@ def check_spec(spec: ModelSpec) -> None:
         check_scalar_model(spec)
         return
     config = check_model(spec.path)
+    if spec.served and has_vision_tower(spec.path):
+        raise DataError(
+            f"{spec.path} is a vision-language model, which the engines would load whole while its text tower alone is "
+            "trained: give a text-only causal LM, such as openrlhf-ext sft exports from it."
+        )
     if spec.lora is not None:
         from openrlhf_ext.models.lora import check_targets
 

@@ -3,22 +3,63 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import WeightConverter
+from transformers.utils import logging
 
 from openrlhf_ext.data.hub import HUB_NAME, check_on_hub
 from openrlhf_ext.errors import DataError
 from openrlhf_ext.models.quantised import keep_differentiable, nf4
 from openrlhf_ext.models.spec import ModelSpec, torch_dtype
 
+TEXT_TOWERS = {
+    # Names of the multimodal model's files, before and since transformers 4.52, to those of the text model alone.
+    "gemma3_text": {
+        r"^language_model\.model\.": "model.",
+        r"^model\.language_model\.": "model.",
+        r"^language_model\.lm_head\.": "lm_head.",
+    }
+}
+
 
 def load_config(path: str) -> PreTrainedConfig:
-    """The architecture of a model. Raises DataError where there is none that a causal LM can be built from."""
+    """The architecture of a model; of one that also sees, that of its text tower, which is all that is loaded of it.
+
+    Raises DataError where there is none that a causal LM can be built from.
+    """
+    config = _read_config(path)
+    return _text_tower(config, path) if _sees(config) else config
+
+
+def has_vision_tower(path: str) -> bool:
+    """Whether the files hold more than is loaded. Raises DataError for a config that cannot be read."""
+    return _sees(_read_config(path))
+
+
+def _sees(config: PreTrainedConfig) -> bool:
+    return getattr(config, "vision_config", None) is not None
+
+
+def _text_tower(config: PreTrainedConfig, path: str) -> PreTrainedConfig:
+    text = config.get_text_config()
+    if text.model_type not in TEXT_TOWERS:
+        raise DataError(
+            f"{path} is a vision-language model ({config.model_type}) whose text tower cannot be loaded alone: give a "
+            "text-only causal LM."
+        )
+    for name in ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"):
+        if (value := getattr(config, name, None)) is not None:  # the whole model goes by its own
+            setattr(text, name, value)
+    return text
+
+
+def _read_config(path: str) -> PreTrainedConfig:
     folder = Path(path)
     if not folder.is_dir():
         if folder.exists():
@@ -31,14 +72,11 @@ def load_config(path: str) -> PreTrainedConfig:
     elif not (folder / "config.json").is_file():
         raise DataError(f"{path} has no config.json: give the folder of a Hugging Face model.")
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
             f"The model {path} cannot be read ({_first_sentence(error)}): check its config.json."
         ) from error
-    if getattr(config, "vision_config", None) is not None:
-        raise DataError(f"{path} is a vision-language model, which is not supported: give a text-only causal LM.")
-    return config
 
 
 def check_model(path: str) -> PreTrainedConfig:
@@ -108,26 +146,37 @@ def load_causal_lm(spec: ModelSpec) -> PreTrainedModel:
 
 
 def load_weights(
-    architecture: Any, spec: ModelSpec, config: PreTrainedConfig, *, optional: Collection[str] = (), **options: Any
+    architecture: Any,
+    spec: ModelSpec,
+    config: PreTrainedConfig,
+    *,
+    optional: Collection[str] = (),
+    renamed: Mapping[str, str] | None = None,
 ) -> tuple[PreTrainedModel, set[str]]:
-    """A model of an auto class of transformers, as `load_causal_lm` says, and which `optional` weights it lacks."""
+    """A model of an auto class of transformers, as `load_causal_lm` says, and which `optional` weights it lacks.
+
+    `renamed` are names of weights in the files, by regular expressions, and those that the model has for them.
+    """
+    renamed = {**TEXT_TOWERS.get(config.model_type, {}), **(renamed or {})}
     try:
-        loaded: Any = architecture.from_pretrained(
-            spec.path,
-            config=config,
-            dtype=torch_dtype(spec.dtype),
-            attn_implementation=spec.attn_implementation,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **({"quantization_config": nf4(torch_dtype(spec.dtype))} if spec.load_in_4bit else {}),
-            **options,
-        )
+        with _without_report():
+            loaded: Any = architecture.from_pretrained(
+                spec.path,
+                config=config,
+                dtype=torch_dtype(spec.dtype),
+                attn_implementation=spec.attn_implementation,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **({"quantization_config": nf4(torch_dtype(spec.dtype))} if spec.load_in_4bit else {}),
+                **({"key_mapping": renamed} if renamed else {}),
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise DataError(
             f"The weights of {spec.path} cannot be loaded ({_first_sentence(error)}): are its files complete?"
         ) from error
     model, loading = loaded
+    model.config.architectures = [type(model).__name__]  # what an export must say of itself
     if spec.load_in_4bit:
         keep_differentiable(model)
     lacking = set(loading["missing_keys"])
@@ -141,6 +190,17 @@ def load_weights(
             "engine: use a dense architecture."
         )
     return model, lacking
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """transformers prints a table of weights that are in the files and not in the model, and the other way round."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _first_sentence(error: Exception) -> str:

@@ -38,7 +38,8 @@ class ModelSpec:
 
     `kind` says what it answers with: log-probs of tokens (`causal_lm`), a value at every token (`value`, the
     critic) or a score at the last token (`reward`; of `head_dim` numbers). A `reward` model that is to be trained
-    may have a `new_head`; otherwise its head comes from its files.
+    may have a `new_head`; otherwise its head comes from its files. Of a model that also sees, which must not
+    be `served`, the text tower alone is loaded.
     `packing` puts the rows of a micro-batch one behind the other instead of padding them;
     `logprob_chunk` is the number of positions whose logits are in memory at a time.
     """
@@ -57,6 +58,7 @@ class ModelSpec:
     normalize: bool = False  # its numbers, by the mean and standard deviation that the checkpoint knows
     lora: LoraSpec | None = None  # None: all weights are trained
     adapters: str | None = None  # a folder of adapters that training goes on from; `lora` describes them
+    served: bool = False  # an inference engine loads the same files, and all that is in them
     load_in_4bit: bool = False  # NF4 base weights (QLoRA, Dettmers et al. 2023, arXiv:2305.14314)
 
     def __post_init__(self) -> None:

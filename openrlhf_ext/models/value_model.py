@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
 
 from openrlhf_ext.data.tokenizer import load_tokenizer
 from openrlhf_ext.errors import DataError
@@ -141,29 +138,15 @@ def load_scalar_model(spec: ModelSpec) -> tuple[PreTrainedModel, bool]:
     config = check_scalar_model(spec)
     name = _head_name(config, spec)
     config.num_labels = spec.head_dim
-    renamed = {} if name == HEAD else {"key_mapping": {rf"^{re.escape(name)}\.": f"{HEAD}."}}
-    with _without_report():
-        model, lacking = load_weights(
-            AutoModelForSequenceClassification, spec, config, optional=[f"{HEAD}.weight"], **renamed
-        )
-    # What an export must say of itself. The pad token comes after loading: an embedding would not learn it.
-    model.config.architectures = [type(model).__name__]
+    renamed = {} if name == HEAD else {rf"^{re.escape(name)}\.": f"{HEAD}."}
+    model, lacking = load_weights(
+        AutoModelForSequenceClassification, spec, config, optional=[f"{HEAD}.weight"], renamed=renamed
+    )
     if hasattr(config, "value_head_prefix"):
         model.config.value_head_prefix = HEAD
-    if model.config.get_text_config().pad_token_id is None:
+    if model.config.get_text_config().pad_token_id is None:  # not before loading: an embedding would not learn it
         model.config.get_text_config().pad_token_id = load_tokenizer(spec.path).pad_token_id
     return model, bool(lacking)
-
-
-@contextmanager
-def _without_report() -> Iterator[None]:
-    """transformers prints a table of the weights that a causal language model has and a classifier has not."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 def score_scale(config: PreTrainedConfig) -> tuple[float, float] | None:

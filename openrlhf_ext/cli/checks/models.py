@@ -21,6 +21,7 @@ ROLES = {"causal_lm": "model", "value": "critic", "reward": "reward model"}
 
 def find_models(subject: Subject) -> Iterator[Finding]:
     from openrlhf_ext.models.build import check_spec
+    from openrlhf_ext.models.load import has_vision_tower
 
     for name, spec in specs_of(subject):
         try:
@@ -34,7 +35,8 @@ def find_models(subject: Subject) -> Iterator[Finding]:
             continue
         shapes = weight_shapes(spec.path)
         parameters = sum(math.prod(shape) for shape in shapes.values())
-        yield ok(AREA, f"{name} {spec.path}: {parameters:,} parameters in {len(shapes)} tensors")
+        part = ", of which the text tower alone is trained" if has_vision_tower(spec.path) else ""
+        yield ok(AREA, f"{name} {spec.path}: {parameters:,} parameters in {len(shapes)} tensors{part}")
 
 
 def specs_of(subject: Subject) -> list[tuple[str, ModelSpec]]:

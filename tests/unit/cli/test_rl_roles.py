@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from openrlhf_ext.cli.rl_roles import Schedule, roles_spec
+from openrlhf_ext.cli.rl_roles import Schedule, model_specs, roles_spec
 from openrlhf_ext.cluster.build import RolesSpec
 from openrlhf_ext.config import parse
 from openrlhf_ext.device import Device
@@ -51,3 +51,9 @@ def test_an_engine_without_a_training_rank_on_its_gpu_is_refused(roles):
 def test_an_engine_of_several_gpus_shares_none(roles):
     with pytest.raises(ConfigError, match="tensor_parallel_size 2"):
         roles(f"{SHARED} --vllm.tensor_parallel_size 2")
+
+
+def test_the_policy_s_files_are_its_engines_too():
+    line = "--actor.model_name_or_path /m --data.prompt_dataset /d --reward.model_name_or_path /r"
+    specs = model_specs(parse("rl", f"{line} --algo.advantage.estimator gae".split()), CPU)
+    assert [(spec.kind, spec.served) for spec in specs] == [("causal_lm", True), ("value", False), ("reward", False)]
