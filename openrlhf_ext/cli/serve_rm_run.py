@@ -1,9 +1,10 @@
-"""One reward server, in this process: the port, the model, and then requests until it is told to stop."""
+"""One reward server, in this process: the model, and then requests until it is told to stop."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import sys
 
 from openrlhf_ext.batch.partition import SplitSettings
@@ -17,33 +18,31 @@ from openrlhf_ext.models.load import load_config
 from openrlhf_ext.models.scorer import LocalScorer
 from openrlhf_ext.models.spec import ModelSpec
 from openrlhf_ext.rewards.line import Line, TextScorer
-from openrlhf_ext.rewards.server import Limits, listen, reached_from_elsewhere, serve, url_of
+from openrlhf_ext.rewards.server import Limits, reached_from_elsewhere, serve, url_of
 from openrlhf_ext.track.progress import console, waiting
 
 TOKENS_AT_ONCE = 16384
 """Of one forward pass, padding included, where --batch_size does not say how many queries it has."""
 
 
-def run(parsed: Parsed) -> int:
-    """Serve until SIGINT or SIGTERM. Raises UserError before the model is loaded where port or files are no use."""
+def run(parsed: Parsed, listener: socket.socket) -> int:
+    """Serve until SIGINT or SIGTERM. Raises UserError before the model is loaded where its files are no use."""
     cfg: ServeRMConfig = parsed.config
-    with listen(cfg.host, cfg.port) as listener:
-        device = choose_device(cfg.device.type)
-        spec = _model_spec(parsed, device)
-        check_spec(spec)
-        tokenizer = load_tokenizer(spec.path, fast=not cfg.data.disable_fast_tokenizer)
-        max_tokens = _longest(parsed, spec)
-        with waiting("the model to load"):
-            scorer = LocalScorer(spec, device, _split(cfg))
-        _say(f"serving {spec.path} ({spec.dtype} on this {device.kind}) at {url_of(listener)}; Ctrl-C stops it.")
-        if reached_from_elsewhere(listener):
-            _say(f"--host {cfg.host}: whoever can reach this address can use the server, which asks for no password.")
-        line = Line(TextScorer(scorer, tokenizer, max_tokens), _say)
-        limits = Limits(request=cfg.limits.request_mb * 1_000_000, waiting=cfg.limits.waiting_mb * 1_000_000)
-        about = {"model": spec.path, "dtype": spec.dtype, "device": device.kind, "max_len": max_tokens}
-        asyncio.run(serve(listener, line, limits, about))
-    left = f"; {line.waiting} texts have no score" if line.waiting else ""
-    _say(f"stopped after {line.texts} texts of {line.requests} requests{left}.")
+    device = choose_device(cfg.device.type)
+    spec = _model_spec(parsed, device)
+    check_spec(spec)
+    tokenizer = load_tokenizer(spec.path, fast=not cfg.data.disable_fast_tokenizer)
+    max_tokens = _longest(parsed, spec)
+    with waiting("the model to load"):
+        scorer = LocalScorer(spec, device, _split(cfg))
+    _say(f"serving {spec.path} ({spec.dtype} on this {device.kind}) at {url_of(listener)}; Ctrl-C stops it.")
+    if reached_from_elsewhere(listener):
+        _say(f"--host {cfg.host}: whoever can reach this address can use the server, which asks for no password.")
+    line = Line(TextScorer(scorer, tokenizer, max_tokens), _say)
+    limits = Limits(request=cfg.limits.request_mb * 1_000_000, waiting=cfg.limits.waiting_mb * 1_000_000)
+    about = {"model": spec.path, "dtype": spec.dtype, "device": device.kind, "max_len": max_tokens}
+    asyncio.run(serve(listener, line, limits, about, _say))
+    _say(f"stopped after {line.texts} texts of {line.requests} requests.")
     if line.busy:
         # A forward pass cannot be interrupted, and the interpreter would wait for it.
         sys.stdout.flush()

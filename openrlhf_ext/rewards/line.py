@@ -37,7 +37,8 @@ class TextScorer:
 
     def __call__(self, texts: Sequence[str]) -> list[Scored]:
         """Special tokens are those that a text spells itself: a chat that was rendered has them all."""
-        found: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        # verbose: else it warns of texts that are too long for the model, and those are cut here
+        found: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         rows = [ids or [self._tokenizer.eos_token_id] for ids in found]
         kept = [ids[-self._max_tokens :] for ids in rows]
         scores = self._scorer.scores(kept)

@@ -26,7 +26,7 @@ from openrlhf_ext.rewards.line import Line, Scored
 PATH = "/get_reward"
 BACKLOG = 2048  # OpenRLHF asks about every sample over a connection of its own
 READ_S = 60.0
-GRACE_S = 4.0
+GRACE_S = 5.0
 """Seconds that requests have to be answered after the server was told to stop."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -71,23 +71,18 @@ def reached_from_elsewhere(listener: socket.socket) -> bool:
     return not ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
-async def serve(listener: socket.socket, line: Line, limits: Limits, about: Mapping[str, Any]) -> None:
+async def serve(
+    listener: socket.socket, line: Line, limits: Limits, about: Mapping[str, Any], say: Callable[[str], None]
+) -> None:
     """Answer until SIGINT or SIGTERM; then no more is taken, and what was asked has `GRACE_S` seconds."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    runner = web.AppRunner(
-        RewardServer(line, limits, about).application(),
-        access_log=None,
-        auto_decompress=False,  # a small body could become a large one
-        handler_cancellation=True,  # nobody waits for the scores of a client that has gone
-        keepalive_timeout=75,
-        shutdown_timeout=GRACE_S,
-    )
-    await runner.setup()
-    await web.SockSite(runner, listener, backlog=BACKLOG).start()
+    runner = await RewardServer(line, limits, about).start(listener)
     ends = [asyncio.create_task(line.work()), asyncio.create_task(stop.wait())]
     ended, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    if line.waiting:
+        say(f"stopping within {GRACE_S:g} s; {line.waiting} texts are waiting for their scores.")
     await runner.cleanup()
     for task in ends:
         task.cancel()
@@ -104,10 +99,21 @@ class RewardServer:
         self._about = about
         self._held = 0
 
-    def application(self) -> web.Application:
+    async def start(self, listener: socket.socket) -> web.AppRunner:
+        """Take requests until the runner is cleaned up."""
         app = web.Application(client_max_size=self._limits.request, middlewares=[_errors_in_a_sentence])
         app.add_routes([web.post(PATH, self.get_reward), web.get("/health", self.health)])
-        return app
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            auto_decompress=False,  # a small body could become a large one
+            handler_cancellation=True,  # nobody waits for the scores of a client that has gone
+            keepalive_timeout=75,
+            shutdown_timeout=GRACE_S / 2,  # aiohttp waits twice so long
+        )
+        await runner.setup()
+        await web.SockSite(runner, listener, backlog=BACKLOG).start()
+        return runner
 
     async def get_reward(self, request: web.Request) -> web.Response:
         size = self._admitted(request.content_length if request.body_exists else 0)
@@ -150,6 +156,8 @@ async def _body(request: web.Request) -> bytes:
         return await asyncio.wait_for(request.read(), READ_S)
     except asyncio.TimeoutError:
         raise Refused(408, f"the request was not there within {READ_S:g} s.") from None
+    except web.RequestPayloadError as error:
+        raise Refused(400, f"the request cannot be read ({error}).") from None
 
 
 def queries_of(body: bytes) -> list[str]:
@@ -181,9 +189,7 @@ def answer(scored: list[Scored]) -> dict[str, Any]:
     """Raises Refused (500) for a score that JSON has no word for."""
     for place, each in enumerate(scored):
         if not math.isfinite(each.score):
-            raise Refused(
-                500, f"the model's score of query[{place}] is {each.score}: is --ds.param_dtype right for it?"
-            )
+            raise Refused(500, f"the model's score of query[{place}] is {each.score}: try another --ds.param_dtype.")
     scores = [each.score for each in scored]
     return {
         "rewards": scores,

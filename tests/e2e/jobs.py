@@ -17,7 +17,11 @@ import pytest
 
 import openrlhf_ext
 
-MODULES = {"rl": "openrlhf_ext.cli.train_ppo_ray", "sft": "openrlhf_ext.cli.train_sft"}
+MODULES = {
+    "rl": "openrlhf_ext.cli.train_ppo_ray",
+    "sft": "openrlhf_ext.cli.train_sft",
+    "serve-rm": "openrlhf_ext.cli.serve_rm",
+}
 MARK = "OPENRLHF_EXT_TEST_JOB"
 LONGEST = 600.0
 """Seconds that a run may take: ten times what it takes on a quiet machine."""

@@ -177,6 +177,14 @@ def test_a_reward_model_without_a_head_is_refused(causal):
         build_model(spec(causal, kind="reward"))
 
 
+@pytest.mark.parametrize("kind", ["value", "reward"])
+def test_a_head_of_another_size(causal, tmp_path, kind):
+    AutoModelForSequenceClassification.from_pretrained(causal, num_labels=2).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=r"\(score\.weight\) gives 2 numbers where 1 is needed"):
+        build_model(spec(tmp_path, kind=kind))
+    assert build_model(spec(tmp_path, kind=kind, head_dim=2)).model.score.out_features == 2
+
+
 def test_other_weights_must_be_there(scorer):
     weights = load_file(scorer / "model.safetensors")
     del weights["model.norm.weight"]
