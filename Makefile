@@ -2,7 +2,9 @@
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
 PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -p no:cacheprovider
-FAST := $(wildcard tests/arch tests/unit tests/driver tests/contract tests/parity tests/e2e)
+# What computes in one process runs two at a time; what starts processes of its own has the machine to itself.
+LIGHT := tests/arch tests/unit tests/driver tests/parity
+HEAVY := tests/contract tests/e2e
 
 .PHONY: setup openrlhf lint test test-slow test-gpu lock clean
 
@@ -24,7 +26,8 @@ lint: setup
 	$(PYTHON) -m mypy
 
 test: openrlhf
-	$(PYTEST) $(FAST) -m "not slow and not gpu" --durations=15
+	$(PYTEST) $(LIGHT) -m "not slow and not gpu" -n 2 --dist loadfile --durations=10
+	$(PYTEST) $(HEAVY) -m "not slow and not gpu" --durations=15
 
 test-slow: openrlhf
 	$(PYTEST) tests -m "slow and not gpu" --durations=15

@@ -119,10 +119,11 @@ def _counts(term: Term, where: Place, peak: PhasePeak) -> bool:
 
 def _peaks(memory: Memory) -> Iterator[RenderableType]:
     table = Table(box=None, pad_edge=True, title="peak of each phase, GB", title_justify="left")
-    for name in ("phase", "GPUs of", "a GPU", "a machine"):
+    on_gpu = memory.gpu_limit is not None
+    for name in ("phase", *(("GPUs of", "a GPU") if on_gpu else ()), "a machine"):
         table.add_column(name, justify="right" if name.startswith("a ") else "left")
     for peak in memory.peaks:
-        table.add_row(peak.phase, peak.pool, _gb(peak.gpu_bytes), _gb(peak.host_bytes))
+        table.add_row(peak.phase, *((peak.pool, _gb(peak.gpu_bytes)) if on_gpu else ()), _gb(peak.host_bytes))
     yield table
 
 
