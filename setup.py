@@ -31,6 +31,7 @@ setup(
         "pyyaml>=6.0",
         "rich>=14.0",
         "httpx>=0.28",
+        "aiohttp>=3.10",
         "tenacity>=9.0",
         "tensorboard>=2.20",
     ],
