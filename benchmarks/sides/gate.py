@@ -13,14 +13,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from measure import Load, Stopwatch, Turn
 
-from sides.workload import Workload
-
 FAILED_LINES = 15
 """Of a side's log, shown where it fails."""
+
+
+class Workload(Protocol):
+    """What a side is given: a picklable value whose files, and the side's log, are in one folder."""
+
+    @property
+    def folder(self) -> Path: ...
 
 
 class Gate:
