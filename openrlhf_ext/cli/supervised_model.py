@@ -148,7 +148,11 @@ def make_reference(
     folder = Path(cfg.ref.cache_dir) if cfg.ref.cache_dir else Path(cfg.ckpt.output_dir) / "reference_logprobs"
     cache = _open_cache(folder, Path(path), (path, cfg.ds.param_dtype, cfg.ds.load_in_4bit), model)
     asked = model if cfg.ref.model_name_or_path is None else _second(spec, model, opened)
-    return CachedReference.fill(cache, asked, batches, _Progress(len(batches)))
+    before = len(cache)
+    reference = CachedReference.fill(cache, asked, batches, _Progress(len(batches)))
+    done = f"{reference.computed} were computed, {before} were found in {cache.path.parent}"
+    console.print(f"reference log-probs: {done}", soft_wrap=True)
+    return reference
 
 
 def _open_cache(folder: Path, path: Path, run_with: tuple[object, ...], model: SupervisedRole) -> ReferenceCache:

@@ -47,10 +47,11 @@ class ModelReference:
 
 
 class CachedReference:
-    """Log-probs that were computed before training began."""
+    """Log-probs that were computed before training began: so many answers now, the others were on disk."""
 
-    def __init__(self, cache: ReferenceCache) -> None:
+    def __init__(self, cache: ReferenceCache, computed: int = 0) -> None:
         self._cache = cache
+        self.computed = computed
 
     def column(self, batch: TokenBatch) -> Tensor:
         return sums_as_column(torch.tensor([self._cache[key] for key in answer_keys(batch)]), batch.action_BA)
@@ -60,15 +61,16 @@ class CachedReference:
         cache: ReferenceCache, model: LogprobRole, batches: Sequence[TokenBatch], progress: Progress
     ) -> CachedReference:
         """Compute what the cache does not know yet. `model` must not have learned anything."""
-        total, done = sum(batch.rows for batch in batches), 0
+        total, done, computed = sum(batch.rows for batch in batches), 0, 0
         for batch in batches:
             keys = answer_keys(batch)
-            if cache.missing(keys):
-                sums = model.logprobs(batch).double().sum(1).tolist()
-                cache.add({keys[index]: sums[index] for index in cache.missing(keys)})
             done += batch.rows
-            progress(done, total)
-        return CachedReference(cache)
+            if missing := cache.missing(keys):
+                sums = model.logprobs(batch).double().sum(1).tolist()
+                cache.add({keys[index]: sums[index] for index in missing})
+                computed += len(missing)
+                progress(done, total)
+        return CachedReference(cache, computed)
 
 
 def answer_keys(batch: TokenBatch) -> list[str]:

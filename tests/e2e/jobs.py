@@ -16,10 +16,13 @@ import psutil
 import pytest
 
 import openrlhf_ext
+from openrlhf_ext.device.rendezvous import free_port
 
 MODULES = {
     "rl": "openrlhf_ext.cli.train_ppo_ray",
     "sft": "openrlhf_ext.cli.train_sft",
+    "rm": "openrlhf_ext.cli.train_rm",
+    "dpo": "openrlhf_ext.cli.train_dpo",
     "serve-rm": "openrlhf_ext.cli.serve_rm",
 }
 MARK = "OPENRLHF_EXT_TEST_JOB"
@@ -30,9 +33,10 @@ GONE_WITHIN = 30.0
 
 
 class Job:
-    """`python -m MODULE flags` in `folder`, started. Paths in the flags are relative to `folder`."""
+    """`python -m MODULE flags` in `folder`, started, by torchrun where there are several ranks. Paths in the flags are
+    relative to `folder`."""
 
-    def __init__(self, command: str, flags: Sequence[str], folder: Path) -> None:
+    def __init__(self, command: str, flags: Sequence[str], folder: Path, ranks: int = 1) -> None:
         self._mark = secrets.token_hex(8)
         self._log = folder / f"output-{self._mark}.log"
         root = str(Path(openrlhf_ext.__file__).resolve().parent.parent)
@@ -41,7 +45,7 @@ class Job:
         self.started = time.monotonic()
         with self._log.open("wb") as log:
             self.driver = psutil.Popen(
-                [sys.executable, "-m", MODULES[command], *flags],
+                [sys.executable, *_torchrun(ranks), "-m", MODULES[command], *flags],
                 cwd=folder,
                 env=own | {MARK: self._mark, "PYTHONPATH": path},
                 stdin=subprocess.DEVNULL,
@@ -116,17 +120,24 @@ class Job:
         self.driver.wait(30)
 
 
+def _torchrun(ranks: int) -> list[str]:
+    if ranks == 1:
+        return []
+    port = free_port("127.0.0.1")
+    return ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", str(port)]
+
+
 @contextmanager
-def job(command: str, flags: Sequence[str], folder: Path) -> Iterator[Job]:
+def job(command: str, flags: Sequence[str], folder: Path, ranks: int = 1) -> Iterator[Job]:
     """A job that is ended, with all that it started, when the block ends."""
-    started = Job(command, flags, folder)
+    started = Job(command, flags, folder, ranks)
     try:
         yield started
     finally:
         started.clean_up()
 
 
-def run(command: str, flags: Sequence[str], folder: Path, *, exit_code: int = 0) -> str:
+def run(command: str, flags: Sequence[str], folder: Path, *, exit_code: int = 0, ranks: int = 1) -> str:
     """Run to the end and return the output."""
-    with job(command, flags, folder) as started:
+    with job(command, flags, folder, ranks) as started:
         return started.wait(exit_code)
