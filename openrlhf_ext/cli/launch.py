@@ -88,6 +88,8 @@ def parse_launched(command: str, argv: Sequence[str]) -> tuple[Parsed, Launch | 
     """
     launch, parsed = launch_of(), parse(command, argv)
     if launch is not None:
+        # Before torch is imported: ranks of one machine share its cores. torchrun sets it itself.
+        os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // launch.per_node, 1)))
         nodes, per_node = parsed.config.model.num_nodes, parsed.config.model.num_gpus_per_node
         if not {NODES, PER_NODE} & parsed.explicit:
             nodes, per_node = launch.ranks // launch.per_node, launch.per_node

@@ -20,7 +20,7 @@ from openrlhf_ext.device.rendezvous import free_port
 from openrlhf_ext.errors import ConfigError
 from openrlhf_ext.models.build import check_spec
 from openrlhf_ext.models.load import has_vision_tower
-from openrlhf_ext.plan.setup_supervised import reference_strategy
+from openrlhf_ext.plan.setup_supervised import SECOND_MODEL, reference_strategy
 from openrlhf_ext.ports import SupervisedRole
 from openrlhf_ext.track.checkpoints import CheckpointContent
 from openrlhf_ext.track.memory import MemoryLog
@@ -84,7 +84,18 @@ def _continued(parsed: Parsed, model: Any, path: str) -> Any:
                 f"--ds.lora.{name} contradicts the adapters in {path}, on which training goes on "
                 f"({getattr(lora, name)}): leave the flag out."
             )
-    return replace(model, lora=lora, adapters=path)
+    return replace(model, lora=lora, adapters=model_path(path))
+
+
+def check_reference(config: Any, launch: Launch | None) -> None:
+    """Raises ConfigError for dpo's reference where it cannot be had; no model is read."""
+    strategy, ref = reference_strategy(config), config.ref
+    second = strategy in SECOND_MODEL or (strategy == "cached" and ref.model_name_or_path is not None)
+    if second and launch is None and config.model.num_nodes * config.model.num_gpus_per_node > 1:
+        raise ConfigError(
+            f"--ref.strategy {strategy}: a second model needs one rank, or ranks that torchrun or srun started; give "
+            "--ref.strategy cached without --ref.model_name_or_path, or base with adapters."
+        )
 
 
 @contextmanager
@@ -144,9 +155,8 @@ def make_reference(
     spec = replace(_reference_spec(parsed, device, strategy), split=replace(_split_of(cfg), unit=1))
     if strategy != "cached":
         return ModelReference(_second(spec, model, opened))
-    path = base_path(cfg.ref.model_name_or_path or cfg.model.model_name_or_path)
     folder = Path(cfg.ref.cache_dir) if cfg.ref.cache_dir else Path(cfg.ckpt.output_dir) / "reference_logprobs"
-    cache = _open_cache(folder, Path(path), (path, cfg.ds.param_dtype, cfg.ds.load_in_4bit), model)
+    cache = _open_cache(folder, cfg, model)
     asked = model if cfg.ref.model_name_or_path is None else _second(spec, model, opened)
     before = len(cache)
     reference = CachedReference.fill(cache, asked, batches, _Progress(len(batches)))
@@ -155,15 +165,22 @@ def make_reference(
     return reference
 
 
-def _open_cache(folder: Path, path: Path, run_with: tuple[object, ...], model: SupervisedRole) -> ReferenceCache:
+def _open_cache(folder: Path, cfg: Any, model: SupervisedRole) -> ReferenceCache:
     """All ranks must agree on what is missing: the first one keeps the file, and tells the others what is in it."""
-    if not isinstance(model, LocalRole):
-        return ReferenceCache(folder, model_digest(path, *run_with))
-    if model.leads:
-        cache = ReferenceCache(folder, model_digest(path, *run_with))
+    if isinstance(model, LocalRole) and not model.leads:
+        return ReferenceCache(folder, "", kept_elsewhere=model.together(None)[0])
+    cache = ReferenceCache(folder, reference_digest(cfg))
+    if isinstance(model, LocalRole):
         model.together(cache.known)
-        return cache
-    return ReferenceCache(folder, "", kept_elsewhere=model.together(None)[0])
+    return cache
+
+
+def reference_digest(cfg: Any) -> str:
+    """Of the model that answers, with the adapters that it has from the start."""
+    path = cfg.ref.model_name_or_path or cfg.model.model_name_or_path
+    base = base_path(path)
+    adapters = model_digest(Path(path)) if is_adapter_folder(path) else None
+    return model_digest(Path(base), base, cfg.ds.param_dtype, cfg.ds.load_in_4bit, adapters)
 
 
 SAID = {
@@ -182,10 +199,14 @@ def _split_of(cfg: Any) -> SplitSettings:
 
 def _reference_spec(parsed: Parsed, device: Device, strategy: str) -> LearnerSpec:
     cfg = parsed.config
-    path = model_path(cfg.ref.model_name_or_path or cfg.model.model_name_or_path)
+    path = cfg.ref.model_name_or_path or cfg.model.model_name_or_path
     chosen = "ds.attn_implementation" in parsed.explicit
-    model = model_spec(path, cfg.model, cfg.ds, device, explicit=chosen)
+    model = model_spec(base_path(path), cfg.model, cfg.ds, device, explicit=chosen)
     model = replace(model, lora=None, load_in_4bit=strategy == "quantised")
+    if is_adapter_folder(path):
+        from openrlhf_ext.models.lora import read_adapter_folder
+
+        model = replace(model, lora=read_adapter_folder(Path(path))[1], adapters=model_path(path))
     exact = cfg.train.full_determinism_enable
     engine = frozen_engine_spec(cfg.ds, offload=strategy == "offloaded", seed=cfg.train.seed, exact=exact)
     if strategy == "quantised":
@@ -194,11 +215,7 @@ def _reference_spec(parsed: Parsed, device: Device, strategy: str) -> LearnerSpe
 
 
 def _second(spec: LearnerSpec, model: SupervisedRole, opened: Opened) -> SupervisedRole:
-    if not isinstance(model, LocalRole):
-        raise ConfigError(
-            "--ref.strategy with a second model needs one rank, or ranks that torchrun or srun started: give "
-            "--ref.strategy cached, or base with adapters."
-        )
+    assert isinstance(model, LocalRole), "see check_reference"
     return open_here(replace(spec, ranks=model.ranks), opened, "reference")
 
 

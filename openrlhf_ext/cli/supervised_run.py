@@ -25,7 +25,14 @@ from openrlhf_ext.cli.specs import (
     split_settings,
     write_config,
 )
-from openrlhf_ext.cli.supervised_model import Opened, base_path, learner_spec, make_reference, open_learner
+from openrlhf_ext.cli.supervised_model import (
+    Opened,
+    base_path,
+    check_reference,
+    learner_spec,
+    make_reference,
+    open_learner,
+)
 from openrlhf_ext.cli.supervised_tasks import Task, dpo_task, dropped_file, rm_task, sft_task
 from openrlhf_ext.config import Parsed
 from openrlhf_ext.data.dropped import write_dropped
@@ -54,6 +61,8 @@ def run(command: Command, parsed: Parsed, launch: Launch | None = None) -> int:
         logging.disable(logging.WARNING)
     store, latest = open_store(parsed.config.ckpt, leads=leads)
     opened = Opened(launch)
+    if command == "dpo":
+        check_reference(parsed.config, launch)
     task = _task(command, parsed, device, opened)
     planned = preflight(command, parsed, device, task.data_size())
     parsed, cfg, memory = planned.parsed, planned.parsed.config, memory_log(planned)
