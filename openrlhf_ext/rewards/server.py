@@ -11,6 +11,7 @@ import asyncio
 import errno
 import ipaddress
 import json
+import logging
 import math
 import signal
 import socket
@@ -19,6 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
+from aiohttp.log import server_logger
 
 from openrlhf_ext.errors import ResourceError, UserError
 from openrlhf_ext.rewards.line import Line, Scored
@@ -111,6 +114,7 @@ class RewardServer:
             keepalive_timeout=75,
             shutdown_timeout=GRACE_S / 2,  # aiohttp waits twice so long
         )
+        server_logger.addFilter(_is_no_clients_mistake)
         await runner.setup()
         await web.SockSite(runner, listener, backlog=BACKLOG).start()
         return runner
@@ -196,6 +200,11 @@ def answer(scored: list[Scored]) -> dict[str, Any]:
         "scores": scores,
         "extra_logs": {"truncated": [float(each.truncated) for each in scored]},
     }
+
+
+def _is_no_clients_mistake(record: logging.LogRecord) -> bool:
+    """Broken HTTP gets its 400; a traceback would look like a defect of ours."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 def _kind(value: Any) -> str:

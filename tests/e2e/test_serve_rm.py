@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -28,6 +29,7 @@ from openrlhf_ext.types import Prompt, Rollout
 SHAPE = TinyShape(hidden=64, layers=2, heads=2, kv_heads=1, intermediate=128, vocab=300, max_positions=160)
 FLAGS = "--reward.model_name_or_path model --device cpu --ds.param_dtype fp32 --data.max_len 96 --port"
 REMEDY = "give another --port, or 0 for any free one"
+HTTP = httpx.Client(timeout=60)
 MALFORMED = [b"", b"hello", b'["a"]', b'{"prompts": ["a"]}', b'{"query": "a"}', b'{"query": ["a", 1]}']
 
 
@@ -35,23 +37,19 @@ MALFORMED = [b"", b"hello", b'["a"]', b'{"prompts": ["a"]}', b'{"query": "a"}', 
 class Served:
     folder: Path
     job: Job
-    url: str
+    port: int
 
     @property
-    def port(self) -> int:
-        return httpx.URL(self.url).port or 0
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/get_reward"
+
+    def health(self) -> dict[str, Any]:
+        return HTTP.get(f"http://127.0.0.1:{self.port}/health").json()
 
     def ask(self, texts: list[str]) -> list[float]:
-        answer = httpx.post(self.url, json={"query": texts}, timeout=60)
+        answer = HTTP.post(self.url, json={"query": texts})
         assert answer.status_code == 200, answer.text
         return answer.json()["rewards"]
-
-
-def started(folder: Path, process: Job) -> Served:
-    process.until(lambda: "serving" in process.output, "the address")
-    found = re.search(r"at (http://\S+);", process.output)
-    assert found
-    return Served(folder, process, found[1])
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +65,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Served]:
-    with job("serve-rm", [*FLAGS.split(), "0"], folder) as process:
-        yield started(folder, process)
-        process.driver.send_signal(signal.SIGINT)
-        assert "stopped after" in process.wait(0, seconds=30)
+    """One for all tests here, because its start takes longest; the last of them ends it."""
+    with job("serve-rm", [*FLAGS.split(), "0", "--host", "0.0.0.0"], folder) as process:
+        process.until(lambda: "whoever can reach this address" in process.output, "address and warning")
+        found = re.search(r"at http://0\.0\.0\.0:(\d+)/get_reward;", process.output)
+        assert found
+        yield Served(folder, process, int(found[1]))
 
 
 @pytest.fixture(scope="module")
@@ -121,15 +121,15 @@ def test_many_at_once(server: Served, texts: list[str], expected: dict[str, floa
 
 
 def test_what_is_malformed_gets_a_sentence_and_harms_nobody(server: Served):
-    before = httpx.get(server.url.replace("get_reward", "health")).json()
+    before = server.health()
     for body in MALFORMED:
-        answer = httpx.post(server.url, content=body)
+        answer = HTTP.post(server.url, content=body)
         assert answer.status_code == 400
         assert re.fullmatch(r"[^\n]+\.", answer.json()["error"])
     half = socket.create_connection(("127.0.0.1", server.port))
     half.sendall(b"POST /get_reward HTTP/1.1\r\nContent-Length: 100\r\n\r\n{")
     half.close()
-    assert httpx.get(server.url.replace("get_reward", "health")).json() == before
+    assert server.health() == before
     assert before["status"] == "ok"
     assert len(server.ask(["still there"])) == 1
 
@@ -139,34 +139,26 @@ def test_a_port_in_use(server: Served):
     assert output == f"--host 127.0.0.1 --port {server.port}: port {server.port} is in use; {REMEDY}.\n"
 
 
-def test_sigterm_in_the_middle_of_work(folder: Path):
-    """What takes too long is left, the process is gone within seconds, and so is its port.
+def test_sigterm_in_the_middle_of_work(server: Served):
+    """What takes too long is left, the process is gone within seconds, and so is its port."""
+    ends: list[str] = []
 
-    Beside it: an address that others reach is warned of.
-    """
-    with job("serve-rm", [*FLAGS.split(), "0", "--host", "0.0.0.0", "--batch_size", "1"], folder) as process:
-        served = started(folder, process)
-        local = httpx.URL(served.url).copy_with(host="127.0.0.1")
-        process.until(lambda: "whoever can reach this address" in process.output, "warning")
-        ends: list[str] = []
+    def ask() -> None:
+        try:
+            ends.append(str(HTTP.post(server.url, json={"query": ["x" * 90] * 50_000}).status_code))
+        except httpx.RemoteProtocolError:
+            ends.append("gone")
 
-        def ask() -> None:
-            try:
-                ends.append(str(httpx.post(local, json={"query": ["x" * 90] * 50_000}, timeout=60).status_code))
-            except httpx.RemoteProtocolError:
-                ends.append("gone")
-
-        asking = threading.Thread(target=ask)
-        asking.start()
-        health = local.copy_with(path="/health")
-        process.until(lambda: httpx.get(health).json()["waiting"] > 0, "work")
-        process.driver.send_signal(signal.SIGTERM)
-        start = time.monotonic()
-        output = process.wait(0, seconds=30)
-        assert time.monotonic() - start < 10
-        asking.join(30)
+    asking = threading.Thread(target=ask)
+    asking.start()
+    server.job.until(lambda: server.health()["waiting"] > 0, "work")
+    server.job.driver.send_signal(signal.SIGTERM)
+    start = time.monotonic()
+    output = server.job.wait(0, seconds=30)
+    assert time.monotonic() - start < 10
+    asking.join(30)
     assert ends == ["gone"], "so many could not be scored in time"
     assert re.search(r"stopping within 5 s; \d+ texts are waiting", output)
     assert "Traceback" not in output
     with pytest.raises(httpx.ConnectError):
-        httpx.get(health)
+        server.health()

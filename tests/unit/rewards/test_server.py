@@ -203,6 +203,20 @@ def test_a_defect_keeps_its_traceback(caplog):
     assert record.exc_info[0] is ZeroDivisionError
 
 
+@pytest.mark.parametrize("request_line", [b"GET /health HTTP/1.1", b"hello", b"GET / HTTP/1.1\r\nContent-Length: many"])
+def test_broken_http_is_refused_without_a_traceback(caplog, request_line):
+    async def scenario(client):
+        address = str(client._base_url).split("/")[2].split(":")
+        reader, writer = await asyncio.open_connection(address[0], int(address[1]))
+        writer.write(request_line + b"\r\n\r\n")
+        assert b" 400 " in await reader.readline()
+        writer.close()
+        assert (await client.get("/health")).status == 200
+
+    asked(scenario)
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 def test_who_has_gone_leaves_the_line():
     go, rounds = threading.Event(), []
 
