@@ -20,7 +20,7 @@ SCRIPTS = [path for path in FILES if path.suffix == ".sh"]
 # What a YAML file may leave to the command line.
 REQUIRED = {
     "rl": {"actor.model_name_or_path": "m", "data.prompt_dataset": "d", "reward.remote_url": "r.py"},
-    "sft": {"model.model_name_or_path": "m", "data.dataset": "d"},
+    **{command: {"model.model_name_or_path": "m", "data.dataset": "d"} for command in ("sft", "rm", "dpo")},
 }
 
 # Stands where a script expects Python or the console script, and writes down how it was called.
@@ -50,7 +50,8 @@ def flat(node: dict, prefix: str = "") -> set[str]:
 @pytest.mark.parametrize("path", YAMLS, ids=name)
 def test_a_yaml_file_parses(path: Path):
     given = flat(yaml.safe_load(path.read_text(encoding="utf-8")))
-    command = max(COMMANDS, key=lambda item: len(given & flags_of(COMMANDS[item]).keys()))
+    nearest = max(COMMANDS, key=lambda item: len(given & flags_of(COMMANDS[item]).keys()))
+    command = path.stem if path.stem in COMMANDS else nearest
     missing = {key: value for key, value in REQUIRED[command].items() if key not in given}
     parse(command, ["--config", str(path), *(token for key, value in missing.items() for token in (f"--{key}", value))])
 
@@ -96,6 +97,42 @@ def test_a_script_parses(path: Path, tmp_path: Path):
     for command, argv in jobs:
         if command in COMMANDS:
             parse(command, argv)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=name)
+def test_a_script_can_be_started(path: Path):
+    assert os.access(path, os.X_OK), "it is not executable"
+    done = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_dpo_goes_on_from_the_adapters_that_sft_leaves(tmp_path: Path):
+    jobs = dict(filter(None, map(job_of, calls_of(ROOT / "examples/dpo_hallucination/train.sh", tmp_path))))
+    sft, dpo = (parse(command, jobs[command]).config for command in ("sft", "dpo"))
+    assert dpo.model.model_name_or_path == f"{sft.ckpt.output_dir}/adapters"
+    assert sft.ds.lora.rank > 0
+    assert (dpo.ds.lora, dpo.ds.load_in_4bit) == (sft.ds.lora, sft.ds.load_in_4bit)
+    assert sft.ckpt.path != dpo.ckpt.path and sft.ckpt.output_dir != dpo.ckpt.output_dir
+
+
+def test_rows_of_ones_own_take_the_place_of_the_hub_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    script = ROOT / "examples/pm_hh_rlhf/train.sh"
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "own").mkdir()
+    ((_, hub),) = map(job_of, calls_of(script, tmp_path / "hub"))
+    monkeypatch.setenv("TRAIN", "a.jsonl")
+    monkeypatch.setenv("TEST", "b.jsonl")
+    ((_, own),) = map(job_of, calls_of(script, tmp_path / "own"))
+    hub, own = parse("rm", hub).config, parse("rm", own).config
+    assert (hub.data.dataset, hub.eval.split) == ("Anthropic/hh-rlhf", "test")
+    assert (own.data.dataset, own.eval.dataset, own.eval.split) == ("a.jsonl", "b.jsonl", "train")
+
+
+def test_sft_asks_in_the_words_of_the_rl_that_follows():
+    read = {
+        name: yaml.safe_load((ROOT / f"examples/{name}.yaml").read_text()) for name in ("gsm8k/rl", "sft_gsm8k/sft")
+    }
+    assert len({config["data"]["input_template"] for config in read.values()}) == 1
 
 
 def test_a_wrong_script_is_seen(tmp_path: Path):
