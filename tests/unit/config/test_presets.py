@@ -147,5 +147,5 @@ def test_the_tiny_one_fits_a_machine_without_a_gpu(
     monkeypatch.chdir(tmp_path)
     build_tiny_model(tmp_path / "outputs" / "tiny")
     plan = planned(f"{command} --preset cpu-tiny --device.host_gb 8 {ROWS}")
-    assert plan["fits"] and plan["gpus"] in (0, 1) and plan["gpu"] in (None, "CPU")
+    assert plan["fits"] and plan["gpus"] == 0 and plan["gpu_peak_gb"] == 0
     assert plan["host_peak_gb"] < 4
