@@ -53,7 +53,7 @@ class LocalRole:
 
     def together(self, value: Any) -> list[Any]:
         """What the processes of all ranks brought, in their order."""
-        return [value] if self.ranks == 1 else self._engine.gather(value)
+        return [value] if self._engine.world_size == 1 else self._engine.gather(value)
 
     def update(self, steps: Sequence[OptimizerStep], objective: Objective) -> Report:
         with self._phase("train"):

@@ -77,9 +77,9 @@ def test_padding_row_by_row(n, seed):
 
 def test_padding_ten_thousand_rows_takes_a_moment():
     rollouts = make_rollouts(100, 0, longest=1000) * 100
-    start = time.perf_counter()
+    start = time.process_time()
     batch = token_batch(rollouts, PAD)
-    assert batch.rows == 10_000 and time.perf_counter() - start < 10
+    assert batch.rows == 10_000 and time.process_time() - start < 10
 
 
 def test_a_log_probability_that_is_not_finite_is_ours_to_mend():

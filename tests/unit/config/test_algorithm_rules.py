@@ -174,7 +174,9 @@ def test_what_adapters_need_is_refused_without_them():
     for text in ("--ds.lora.alpha 8", "--ds.load_in_4bit", "--ds.lora.dropout 0.1"):
         with pytest.raises(ConfigError, match=r"it has no effect without --ds\.lora\.rank"):
             parse("sft", f"--model.model_name_or_path m --data.dataset d {text}".split())
-    assert parse("sft", "--model.model_name_or_path m --data.dataset d --ds.lora.rank 8 --ds.load_in_4bit".split())
+    assert parse(
+        "sft", ["--model.model_name_or_path", "m", "--data.dataset", "d", "--ds.lora.rank", "8", "--ds.load_in_4bit"]
+    )
 
 
 @pytest.mark.parametrize(
