@@ -201,7 +201,9 @@ def test_what_cannot_be_read_at_all(capsys: pytest.CaptureFixture[str]):
 
 
 GPUS = Device("cuda", 2, frozenset({"sleep", "ipc", "bf16", "varlen", "4bit", "flash_attention"}))
-RL = "--actor.model_name_or_path m --data.prompt_dataset d --reward.remote_url r.py --algo.advantage.estimator reinforce"
+RL = (
+    "--actor.model_name_or_path m --data.prompt_dataset d --reward.remote_url r.py --algo.advantage.estimator reinforce"
+)
 
 
 @pytest.mark.parametrize(
