@@ -143,12 +143,6 @@ def make_reference(
     """Where the reference's log-probs come from, said out loud."""
     cfg = parsed.config
     strategy = reference_strategy(cfg)
-    if (
-        is_adapter_folder(cfg.model.model_name_or_path)
-        and cfg.ref.strategy == "auto"
-        and not cfg.ref.model_name_or_path
-    ):
-        strategy = "adapter"
     console.print(f"reference: {SAID[strategy]}", soft_wrap=True)
     if strategy in ("base", "adapter"):
         return BaseReference(model)

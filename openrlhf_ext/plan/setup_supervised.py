@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from openrlhf_ext.plan.placing import Cut, forward_options, frozen_options, training_options
-from openrlhf_ext.plan.shapes import text_shape
+from openrlhf_ext.plan.shapes import adapters_of, text_shape
 from openrlhf_ext.plan.types import DataSize, Hardware, Kind, ModelRun, Pass, Phase, Setup
 
 POOL = "model"
@@ -31,6 +31,8 @@ def supervised_setup(command: Literal["sft", "rm", "dpo"], config: Any, hardware
         **training_options(config.ds, config),
         **forward_options(config.ds, config.model, hardware),
     )
+    # Training that goes on from a folder of adapters trains those.
+    model = replace(model, lora=adapters_of(config.model.model_name_or_path) or model.lora)
     cut = _cut(command, config, data)
     train = _pass(command, config, cut, ranks, backward=True)
     asked = _pass(command, config, cut, ranks, backward=False)
@@ -43,12 +45,15 @@ def supervised_setup(command: Literal["sft", "rm", "dpo"], config: Any, hardware
 
 
 def reference_strategy(config: Any) -> str:
-    """Where dpo's reference comes from, `auto` resolved: the base under adapters, else log-probs computed once."""
+    """Where dpo's reference comes from, `auto` resolved: the base under new adapters, a frozen copy of those that
+    training goes on from, else log-probs computed once."""
     strategy: str = config.ref.strategy
     if strategy != "auto":
         return strategy
     if config.ref.offload:
         return "offloaded"
+    if adapters_of(config.model.model_name_or_path) and not config.ref.model_name_or_path:
+        return "adapter"
     return "base" if config.ds.lora.rank and not config.ref.model_name_or_path else "cached"
 
 

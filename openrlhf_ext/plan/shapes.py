@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf_ext.errors import ConfigError, DataError
-from openrlhf_ext.plan.types import ModelShape, VisionTower
+from openrlhf_ext.plan.types import Lora, ModelShape, VisionTower
 
 _MANY: Mapping[str, Any] = {
     "hidden_size": 4096,
@@ -146,6 +146,21 @@ def find_shape(name_or_path: str) -> ModelShape:
 def text_shape(name_or_path: str) -> ModelShape:
     """The same for a model that is trained or asked for log-probs here: of several towers the text's alone."""
     return replace(find_shape(name_or_path), tower=None, other_parameters=0)
+
+
+def adapters_of(name_or_path: str) -> Lora | None:
+    """What the adapters in a folder of peft's are; None where it is no such folder."""
+    file = Path(name_or_path).expanduser() / "adapter_config.json"
+    if not file.is_file():
+        return None
+    stored = _json(file)
+    targets = stored.get("target_modules") or ("all-linear",)
+    return Lora(
+        int(stored.get("r", 8)),
+        int(stored.get("lora_alpha", 8)),
+        (targets,) if isinstance(targets, str) else tuple(targets),
+        float(stored.get("lora_dropout", 0.0)),
+    )
 
 
 def _found(name_or_path: str, adapters: tuple[str, ...]) -> ModelShape:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from openrlhf_ext.config.dpo import DPOConfig
@@ -36,8 +37,12 @@ def one_share_for_each_data_set(config: Any, explicit: Explicit) -> Iterator[Vio
         )
 
 
+def _goes_on_from_adapters(config: Any) -> bool:
+    return (Path(config.model.model_name_or_path or "") / "adapter_config.json").is_file()
+
+
 def adapters_have_a_rank(config: Any, explicit: Explicit) -> Iterator[Violation]:
-    if config.ds.lora.rank > 0:
+    if config.ds.lora.rank > 0 or _goes_on_from_adapters(config):
         return
     for path in ("ds.lora.alpha", "ds.lora.target_modules", "ds.lora.dropout", "ds.load_in_4bit"):
         if get(config, path) != flags_of(type(config))[path].default:
@@ -68,7 +73,7 @@ def one_loss(config: DPOConfig, explicit: Explicit) -> Iterator[Violation]:
 
 def reference_can_be_had(config: DPOConfig, explicit: Explicit) -> Iterator[Violation]:
     ref = config.ref
-    if ref.strategy in ("base", "adapter") and config.ds.lora.rank == 0:
+    if ref.strategy in ("base", "adapter") and config.ds.lora.rank == 0 and not _goes_on_from_adapters(config):
         yield Violation("--ref.strategy", ref.strategy, "it needs adapters; add --ds.lora.rank")
     if ref.strategy in ("base", "adapter") and ref.model_name_or_path:
         yield Violation("--ref.model_name_or_path", None, f"it has no effect with --ref.strategy {ref.strategy}")

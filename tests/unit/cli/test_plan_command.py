@@ -127,6 +127,17 @@ def test_dpo_of_seven_billion_on_twelve_gb(plan, flags, fits):
         assert 4 < answer["gpu_peak_gb"] < 12
 
 
+def test_training_that_goes_on_from_adapters_trains_those_and_needs_no_rank(plan, tmp_path):
+    stored = {"base_model_name_or_path": "Qwen/Qwen3-0.6B", "r": 8, "lora_alpha": 16, "target_modules": SEVEN.split()}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(stored))
+    asked = "--train.batch_size 8 --train.micro_batch_size 1 --device.gpu 3090 --ds.load_in_4bit"
+    answer = plan(f"dpo --model.model_name_or_path {tmp_path} {asked}")
+    adapters = f"--ds.lora.rank 8 --ds.lora.target_modules {SEVEN}"
+    fresh = plan(f"dpo --model.model_name_or_path Qwen/Qwen3-0.6B {asked} {adapters}")
+    assert answer["trainable_params"] == fresh["trainable_params"] == 8 * 28 * 22528
+    assert answer["gpu_peak_gb"] == pytest.approx(fresh["gpu_peak_gb"], rel=0.05)
+
+
 def test_every_key_that_programs_read_is_there(plan):
     answer = plan("sft --model.model_name_or_path Qwen/Qwen3-0.6B --device.gpu H100 --plan.rows 1000")
     keys = """fits verdict trainable_params total_params effective_batch steps_per_epoch leftover_rows steps_total saves
