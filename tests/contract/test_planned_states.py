@@ -23,7 +23,7 @@ from openrlhf_ext.plan import gathered, states
 from openrlhf_ext.plan.shapes import find_shape
 from openrlhf_ext.plan.types import Lora, ModelRun
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 
 RANKS = 2
 LORA, NF4 = {"lora": LoraSpec(rank=4, alpha=8)}, {"load_in_4bit": True}

@@ -20,7 +20,7 @@ STARTS = {
     "continued adapters": ["cached", "base"],
 }
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

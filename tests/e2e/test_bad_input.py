@@ -238,7 +238,6 @@ SFT_CASES = {
     "a missing file": ("trian.jsonl --data.output_key answer", "did you mean train.jsonl?"),
     "a missing column": ("renamed.jsonl --data.output_key answer", "no column 'input'", "question, answer"),
     "a missing answer": ("train.jsonl --data.output_key reply", "no column 'reply' (--data.output_key)", "difficulty"),
-    "several ranks": ("train.jsonl --model.num_gpus_per_node 2 --train.batch_size 16", "asks for 2 ranks"),
     "no chat template": (
         "train.jsonl --model.model_name_or_path no_template --data.apply_chat_template",
         "tokenizer of no_template has no chat template",

@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from openrlhf_ext.models.build import build_model
 from openrlhf_ext.models.spec import ModelSpec
 
+pytestmark = pytest.mark.slow
+
 KILLED_AFTER = 10
 ROWS = [[5, 6, 7, 60, 61], [40, 41, 42, 43, 44, 45, 46], [9, 8, 7]]
 LORA = ("--ds.lora.rank", "4", "--adam.lr", "1e-2")
@@ -138,7 +140,6 @@ def test_a_killed_dpo_goes_on_with_the_very_losses_and_the_reference_it_had(
     assert f"reference log-probs: 0 {computed}, {answers} {found}" in killed.resumed_output
 
 
-@pytest.mark.slow
 def test_every_reference_that_is_exact_gives_the_same_losses(folder: Path, whole_dpo: tuple[Record, str]):
     expected = losses(whole_dpo[0])[:6]
     once = ("--train.max_epochs", "1", "--eval.dataset", "None", "--eval.steps", "-1")
@@ -155,7 +156,6 @@ def test_every_reference_that_is_exact_gives_the_same_losses(folder: Path, whole
             assert found != expected
 
 
-@pytest.mark.slow
 def test_adapters_have_their_base_as_the_reference(folder: Path):
     once = ("--train.max_epochs", "1", "--eval.dataset", "None", "--eval.steps", "-1")
     of = {
@@ -167,7 +167,6 @@ def test_adapters_have_their_base_as_the_reference(folder: Path):
         assert losses(record) == pytest.approx(expected, rel=1e-5), strategy
 
 
-@pytest.mark.slow
 def test_dpo_goes_on_from_the_adapters_of_sft(folder: Path):
     rows = [{"input": f"train{i}: repeat {i % 10}=", "answer": str(i % 10) * 3} for i in range(PAIRS)]
     write_jsonl(folder / "sft.jsonl", rows)

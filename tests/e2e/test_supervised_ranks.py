@@ -11,6 +11,8 @@ from jobs import Job, run
 from pairs import PAIRS, flags_of, killed_and_resumed, losses, prepare_pairs, trained
 from scenario import Record, output_to, write_jsonl
 
+pytestmark = pytest.mark.slow
+
 KILLED_AFTER = 5
 SFT = shlex.split("""
 --device cpu --ds.param_dtype fp32 --model.model_name_or_path model --data.dataset sft.jsonl --data.output_key answer
@@ -59,7 +61,6 @@ def test_ranks_of_torchrun_learn_what_one_does_and_go_on_after_a_kill(folder: Pa
     assert killed.record.steps() == list(range(1, 49))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("command", ["rm", "dpo"])
 def test_pairs_on_ranks_of_torchrun(folder: Path, command: str):
     expected, _ = trained(command, folder, f"{command}_one")
@@ -73,7 +74,6 @@ def test_pairs_on_ranks_of_torchrun(folder: Path, command: str):
         assert "reference log-probs: 0 were computed, 160 were found" in killed.resumed_output
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("command", ["sft", "rm", "dpo"])
 def test_ranks_of_ray_learn_what_one_does_and_go_on_after_a_kill(folder: Path, one_rank: Record, command: str):
     name = f"{command}_ray"
