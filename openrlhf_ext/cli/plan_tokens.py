@@ -6,10 +6,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from openrlhf_ext.cli.plan_data import longest_answer
-from openrlhf_ext.data.preferences import PreferenceSettings, load_preferences
+from openrlhf_ext.data.preferences import load_preferences
 from openrlhf_ext.data.prompts import load_prompts
 from openrlhf_ext.data.sft import load_sft
-from openrlhf_ext.data.tables import parse_probs
 from openrlhf_ext.data.tokenizer import load_tokenizer
 from openrlhf_ext.errors import ConfigError
 from openrlhf_ext.plan.types import DataSize
@@ -34,7 +33,7 @@ def counted(command: str, config: Any) -> DataSize:
         loaded = load_sft(sft_settings(config, data.dataset, data.dataset_split, data.dataset_probs), tokenizer)
         lengths, rows = [len(example.token_ids) for example in loaded.examples], len(loaded.examples)
     else:
-        lengths = _of_pairs(config, tokenizer)
+        lengths = _of_pairs(command, config, tokenizer)
         rows = len(lengths) // 2
     return DataSize(rows, fmean(lengths), max(lengths), how="counted")
 
@@ -49,21 +48,12 @@ def _of_prompts(config: Any, tokenizer: PreTrainedTokenizerBase) -> DataSize:
     return DataSize(len(lengths), fmean(whole), max(whole), fmean(lengths), how="counted")
 
 
-def _of_pairs(config: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _of_pairs(command: str, config: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Of the chosen and the rejected answer of every pair, each with its prompt."""
+    from openrlhf_ext.cli.supervised_rows import dpo_settings, rm_settings
+
     data = config.data
-    settings = PreferenceSettings(
-        dataset=data.dataset,
-        probs=parse_probs(data.dataset_probs),
-        split=data.dataset_split,
-        prompt_key=data.prompt_key,
-        chosen_key=data.chosen_key,
-        rejected_key=data.rejected_key,
-        input_template=data.input_template,
-        apply_chat_template=data.apply_chat_template,
-        max_samples=data.max_samples,
-        max_tokens=data.max_len,
-        seed=config.train.seed,
-    )
+    settings_of = rm_settings if command == "rm" else dpo_settings
+    settings = settings_of(config, data.dataset, data.dataset_split, data.dataset_probs)
     pairs = load_preferences(settings, tokenizer).pairs
     return [len(side.token_ids) for pair in pairs for side in (pair.chosen, pair.rejected)]

@@ -139,22 +139,16 @@ class Operations(Tape):
 
     def activation(self, x: Value) -> Value:
         """silu or gelu: saves its input."""
-        saved = self.save(x)
-        out = self.new(x.numel, x.width)
-        node, size = x.node, x.nbytes
-
-        def backward(grad: Block) -> Sequence[Gradient]:
-            nonlocal saved
-            back = self.block(size)
-            saved = None
-            return [(node, back, size)]
-
-        return self.link(out, [x], backward)
+        return self._mapped(x, self.new(x.numel, x.width), kept=x)
 
     def tanh(self, x: Value) -> Value:
         """Saves its result."""
         out = self.new(x.numel, x.width)
-        saved = self.save(out)
+        return self._mapped(x, out, kept=out)
+
+    def _mapped(self, x: Value, out: Value, *, kept: Value) -> Value:
+        """Number by number: the gradient is as large as x, and what was kept goes when it is there."""
+        saved = self.save(kept)
         node, size = x.node, x.nbytes
 
         def backward(grad: Block) -> Sequence[Gradient]:
@@ -219,17 +213,7 @@ class Operations(Tape):
     def dropped(self, x: Value, mask_width: int) -> Value:
         """Dropout: saves a mask (of bytes on a GPU, of the numbers' own precision on a CPU)."""
         mask = self.new(x.numel, mask_width)
-        saved = self.save(mask)
-        out = self.new(x.numel, x.width)
-        node, size = x.node, x.nbytes
-
-        def backward(grad: Block) -> Sequence[Gradient]:
-            nonlocal saved
-            back = self.block(size)
-            saved = None
-            return [(node, back, size)]
-
-        return self.link(out, [x], backward)
+        return self._mapped(x, self.new(x.numel, x.width), kept=mask)
 
     def copied(self, x: Value) -> Value:
         out = self.new(x.numel, x.width)
