@@ -2,9 +2,8 @@
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
 PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -p no:cacheprovider
-# What computes in one process runs two at a time; what starts processes of its own has the machine to itself.
-LIGHT := tests/arch tests/unit tests/driver tests/parity
-HEAVY := tests/contract tests/e2e
+# Files run two at a time, one on each core, but for whole runs of the commands, which have the machine to themselves.
+TWO_AT_A_TIME := tests/arch tests/unit tests/driver tests/parity tests/contract
 
 .PHONY: setup openrlhf lint test test-slow test-gpu lock clean
 
@@ -26,8 +25,8 @@ lint: setup
 	$(PYTHON) -m mypy
 
 test: openrlhf
-	$(PYTEST) $(LIGHT) -m "not slow and not gpu" -n 2 --dist loadfile --durations=10
-	$(PYTEST) $(HEAVY) -m "not slow and not gpu" --durations=15
+	$(PYTEST) $(TWO_AT_A_TIME) -m "not slow and not gpu" -n 2 --dist loadfile --durations=10
+	$(PYTEST) tests/e2e -m "not slow and not gpu" --durations=15
 
 test-slow: openrlhf
 	$(PYTEST) tests -m "slow and not gpu" --durations=15

@@ -15,6 +15,8 @@ from peft import PeftModel
 from scenario import FLAGS, STEPS, Record, output_to
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+pytestmark = pytest.mark.slow
+
 PPO = shlex.split("""
 --algo.advantage.estimator gae --algo.advantage.lambd 0.95 --critic.adam.lr 3e-3 --critic.freezing_steps 1
 --critic.save_value_network --reward.model_name_or_path scorer --reward.weights 1 0.1

@@ -65,6 +65,7 @@ def spread(workshop: Path) -> Record:
     return Record(workshop / "spread")
 
 
+@pytest.mark.slow
 def test_two_engines_and_two_sharded_ranks_give_the_same_rewards(base: BaseRun, spread: Record):
     for step in range(1, STEPS + 1):
         assert spread.rewards(step) == base.record.rewards(step)
