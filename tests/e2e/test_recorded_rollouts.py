@@ -12,6 +12,8 @@ from recorded import SPLITS, STEPS, one_rank, two_sharded_ranks
 
 from openrlhf_ext.types import merge_reports
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def alone(base: BaseRun, workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
