@@ -12,12 +12,25 @@ from openrlhf_ext.config import TREES, Flag, flags_of
 
 
 def attributes_read() -> set[str]:
-    """The attribute names that the command line's own modules read."""
+    """The attribute names read by the command line's own modules and by the plan's functions that they call."""
+    parts = {part: [module.tree for module in modules() if module.part == part] for part in ("cli", "plan")}
+    called = {
+        alias.name
+        for tree in parts["cli"]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("openrlhf_ext.plan")
+        for alias in node.names
+    }
+    functions = [
+        node
+        for tree in parts["plan"]
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.name in called
+    ]
     return {
         node.attr
-        for module in modules()
-        if module.part == "cli"
-        for node in ast.walk(module.tree)
+        for part in [*parts["cli"], *functions]
+        for node in ast.walk(part)
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
     }
 
