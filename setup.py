@@ -33,6 +33,11 @@ setup(
         "httpx>=0.28",
         "aiohttp>=3.10",
         "tenacity>=9.0",
+        "jinja2>=3.1",
+        "pybreaker>=1.3",
+        "math-verify[antlr4_13_2]>=0.8",
+        "scikit-learn>=1.5",
+        "statsmodels>=0.14",
         "tensorboard>=2.20",
     ],
     extras_require={

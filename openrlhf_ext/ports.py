@@ -43,6 +43,13 @@ class RewardFn(Protocol):
         """
         ...
 
+    def take_report(self) -> Report:
+        """What scoring cost since the last call (retries, tokens and seconds of a judge), by the metrics' full names.
+
+        Called by the thread that scores.
+        """
+        ...
+
 
 class LogprobRole(Protocol):
     """A frozen model that knows log-probabilities (the reference)."""

@@ -38,12 +38,51 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Score:
+    """A finite reward with its named parts; `filter_value` is what dynamic filtering looks at.
+
+    `notes` are words of a source on it, by its name (a judge's verdict, as JSON): kept with the rollout.
+    """
+
+    value: float
+    parts: Mapping[str, float] = field(default_factory=dict)
+    filter_value: float | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert math.isfinite(self.value), "a reward is finite"
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreFailure:
+    """Why a group could not be scored (after retries). Typed and counted, never a silent zero."""
+
+    reason: Literal["exception", "timeout", "not_finite", "wrong_length", "wrong_type", "crashed"]
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an environment says of an episode. `turns` are its rewards where they fell: (position of the last token
+    of the turn in `Rollout.token_ids`, reward), in order; their sum is `score.value`. `info` are JSON values for reward
+    functions, which get them as their column `episode`.
+    """
+
+    score: Score
+    turns: tuple[tuple[int, float], ...] = ()
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Rollout:
     """One sampled answer: prompt and response tokens as one sequence of T tokens.
 
     `action_mask[t]` says that token t was sampled by the policy; `logprobs[t]` is the
     sampler's log-probability of it (0.0 where it is not an action). `versions` are the
     lowest and highest weight versions that sampled its tokens.
+
+    In an environment several turns are actions, and what stands between them is not. `outcome` is what the
+    environment says of it, or why its episode failed; `role` is which player sampled it, in a game of several.
     """
 
     prompt_id: str
@@ -54,6 +93,8 @@ class Rollout:
     text: str
     finish_reason: FinishReason
     versions: tuple[int, int]
+    outcome: Outcome | ScoreFailure | None = None
+    role: str = ""
 
     def __post_init__(self) -> None:
         assert len(self.token_ids) == len(self.action_mask) == len(self.logprobs), "unequal lengths"
@@ -69,26 +110,6 @@ class Rollout:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """A finite reward with its named parts; `filter_value` is what dynamic filtering looks at."""
-
-    value: float
-    parts: Mapping[str, float] = field(default_factory=dict)
-    filter_value: float | None = None
-
-    def __post_init__(self) -> None:
-        assert math.isfinite(self.value), "a reward is finite"
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreFailure:
-    """Why a group could not be scored (after retries). Typed and counted, never a silent zero."""
-
-    reason: Literal["exception", "timeout", "not_finite", "wrong_length", "wrong_type", "crashed"]
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
 class ScoredRollout:
     rollout: Rollout
     score: Score
@@ -96,7 +117,7 @@ class ScoredRollout:
 
 @dataclass(frozen=True, slots=True)
 class RolloutGroup:
-    """The n scored samples of one prompt."""
+    """The n scored samples of one prompt; in a game of several players, those of all of them."""
 
     prompt: Prompt
     members: tuple[ScoredRollout, ...]

@@ -15,12 +15,7 @@ from openrlhf_ext.cli.plan_data import longest_answer
 from openrlhf_ext.cli.preflight import preflight
 from openrlhf_ext.cli.rl_rewards import reward_settings, reward_sources
 from openrlhf_ext.cli.rl_roles import Schedule, model_specs, ray_settings, roles_spec
-from openrlhf_ext.cli.rl_setup import (
-    eval_sampling,
-    prompt_settings,
-    reward_model,
-    rl_settings,
-)
+from openrlhf_ext.cli.rl_setup import eval_sampling, prompt_settings, rl_settings, role_sources
 from openrlhf_ext.cli.specs import cadence_of, metrics_file, open_store, open_tracking, write_config
 from openrlhf_ext.cluster.build import RemoteRoles, build_roles
 from openrlhf_ext.cluster.session import ray_session
@@ -66,17 +61,17 @@ def run(parsed: Parsed) -> int:
     output = Path(cfg.ckpt.output_dir)
     write_config(cfg, cfg.ckpt)
     rollouts = Path(cfg.logger.rollout_dir) if cfg.logger.rollout_dir else output / "rollouts"
-    scored_by = reward_model(cfg, tokenizer)
+    scorers = role_sources(cfg, tokenizer)
     with (
         shortage_explained(planned, memory, store),
-        load_reward(reward_sources(cfg), reward_settings(cfg), tokenizer, scored_by) as reward,
+        load_reward(reward_sources(cfg), reward_settings(cfg), tokenizer, scorers) as reward,
     ):
         reward.probe(data.prompts)
         with ray_session(ray_settings(cfg, spec)) as logs:
             _link(output / "logs", logs)
             remote = build_roles(spec, memory)
-            if scored_by is not None and remote.scorer is not None:
-                scored_by.connect(remote.scorer)
+            for scorer in scorers:
+                scorer.connect(remote)
             tracker = open_tracking(cfg.logger, cfg.ckpt, cfg, latest.step if latest else None)
             line = StepProgress(data.source.total_steps, SHOWN, every=cfg.logger.logging_steps)
             journal = Journal(

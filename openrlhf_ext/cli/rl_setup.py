@@ -14,6 +14,7 @@ from openrlhf_ext.ops.advantage import AdvantageSettings
 from openrlhf_ext.ops.length_penalty import LengthPenalties
 from openrlhf_ext.ops.mismatch import CorrectionSettings
 from openrlhf_ext.ops.policy_loss import PolicyLossSettings
+from openrlhf_ext.rewards.load import RoleSource
 from openrlhf_ext.rewards.model import ModelSource
 from openrlhf_ext.trainers.objectives import PolicyObjective, ValueObjective
 from openrlhf_ext.trainers.rl import RLSettings
@@ -37,6 +38,12 @@ def prompt_settings(cfg: RLConfig, dataset: str, split: str, probs: str | None, 
         overlong=cfg.data.overlong_prompt,
         seed=cfg.train.seed,
     )
+
+
+def role_sources(cfg: RLConfig, tokenizer: PreTrainedTokenizerBase) -> list[RoleSource]:
+    """The models on the cluster that reward, in the order of their weights. Raises DataError as they do."""
+    models = [reward_model(cfg, tokenizer)]
+    return [model for model in models if model is not None]
 
 
 def reward_model(cfg: RLConfig, tokenizer: PreTrainedTokenizerBase) -> ModelSource | None:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from openrlhf_ext.config.fields import declined, flag, planned, section
+from openrlhf_ext.config.agent import AGENTS, AgentSection
+from openrlhf_ext.config.fields import declined, flag, section
+from openrlhf_ext.config.judge import JUDGE, JudgeSection
 from openrlhf_ext.config.sections import (
     AdamSection,
     DataFields,
@@ -23,6 +25,7 @@ from openrlhf_ext.config.sections import (
     RLDsSection,
     TrainFields,
 )
+from openrlhf_ext.config.student import STUDENT, StudentSection
 
 AdvantageEstimator = Literal[
     "gae", "reinforce", "rloo", "reinforce_baseline", "group_norm", "dr_grpo", "flash_reinforce"
@@ -32,8 +35,6 @@ LossAggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-s
 
 VISION = declined("vision-language training")
 EMA = declined("the moving average of weights")
-JUDGE = planned("the judge role")
-STUDENT = planned("a reward from a student model")
 MOE_LOSS = declined("the mixture-of-experts balancing loss")
 
 
@@ -101,24 +102,6 @@ class RewardSection:
     stop_properly_penalty_coef: float | None = flag(
         None, "the score of an answer that was cut off is multiplied by it, or, below 0, replaced by it"
     )
-
-
-@dataclass(frozen=True, slots=True)
-class JudgeSection:
-    model_name_or_path: str | None = flag(None, "the judge: a Hugging Face folder or hub name", common=True)
-    num_engines: int = flag(1, "its inference engines")
-    tensor_parallel_size: int = flag(1, "GPUs of one of them")
-    gpu_memory_utilization: float = flag(0.2, "part of a GPU's memory one of them may take")
-    max_new_tokens: int = flag(256, "tokens of its longest answer")
-    enable_sleep: bool = flag(False, "give the GPU's memory back between scorings (with train.colocate_all)")
-
-
-@dataclass(frozen=True, slots=True)
-class StudentSection:
-    model_name_or_path: str | None = flag(None, "the student: a Hugging Face folder or hub name")
-    num_nodes: int = flag(1, "machines of the student")
-    num_gpus_per_node: int = flag(1, "its ranks on each machine (on a CPU: processes)")
-    offload: bool = flag(False, "keep the student's parameters in host memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +174,7 @@ class RLTrainSection(TrainFields):
     async_enable: bool = flag(False, "generate while training", common=True)
     async_queue_size: int = flag(1, "batches that generation may be ahead")
     partial_rollout_enable: bool = flag(False, "answers under way go on over a change of weights")
-    agent_func_path: str | None = flag(None, "Python file of an agent", refused=planned("agents"))
+    agent_func_path: str | None = flag(None, "Python file of an agent", refused=AGENTS)
     enable_ema: bool = flag(False, "keep a moving average of the weights", refused=EMA)
     ema_beta: float = flag(0.992, "its decay", refused=EMA)
 
@@ -267,6 +250,7 @@ class RLConfig:
     ray: RaySection = section(RaySection, "the cluster")
     judge: JudgeSection = section(JudgeSection, "the judge, a language model that scores", refused=JUDGE)
     student: StudentSection = section(StudentSection, "a frozen model whose log-probs reward", refused=STUDENT)
+    agent: AgentSection = section(AgentSection, "answers of several turns (train.agent_func_path)", refused=AGENTS)
     plan: PlanSection = section(PlanSection, "the plan that is made before anything loads")
     memory: MemorySection = section(MemorySection, "what the planner may choose")
     local_rank: int = flag(

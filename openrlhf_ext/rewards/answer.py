@@ -22,11 +22,15 @@ EXPECTED_RETURN = (
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A source's answer for a batch of n samples: n rewards, n scores where it gives any, logs of n each."""
+    """A source's answer for a batch of n samples: n rewards, n scores where it gives any, logs of n each.
+
+    `notes` are n texts to be kept with the rollouts, where the source has words for them.
+    """
 
     rewards: list[float]
     scores: list[float] | None = None
     logs: Mapping[str, list[float]] = field(default_factory=dict)
+    notes: list[str] | None = None
 
 
 class AnswerError(Exception):

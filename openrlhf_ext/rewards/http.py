@@ -13,6 +13,7 @@ import httpx
 from openrlhf_ext.errors import RewardError
 from openrlhf_ext.rewards.answer import Answer, AnswerError, read_answer
 from openrlhf_ext.rewards.process import RewardBatch
+from openrlhf_ext.types import Report
 
 
 class HttpSource:
@@ -50,6 +51,10 @@ class HttpSource:
         except ValueError:
             raise AnswerError("wrong_type", f"not JSON: {response.text.strip()[:200]!r}") from None
         return read_answer(value, len(batch.queries))
+
+    def take_report(self) -> Report:
+        """Nothing beside the retries, which the caller counts."""
+        return {}
 
     def close(self) -> None:
         self._client.close()

@@ -20,9 +20,8 @@ from openrlhf_ext.rewards.answer import (
     AnswerError,
     bad_positions,
 )
-from openrlhf_ext.rewards.model import ModelSource
 from openrlhf_ext.rewards.process import PluginSource, RewardBatch
-from openrlhf_ext.types import Prompt, Rollout, Score, ScoreFailure
+from openrlhf_ext.types import Metric, Outcome, Prompt, Report, Rollout, Score, ScoreFailure, merge_reports
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,33 +53,43 @@ class RewardSource(Protocol):
 
     def ask(self, batch: RewardBatch, timeout_s: float) -> Answer: ...
 
+    def take_report(self) -> Report: ...
+
     def close(self) -> None: ...
+
+
+class RoleSource(RewardSource, Protocol):
+    """A model on the cluster, which is started later than files and servers: it is connected before it is asked."""
+
+    def connect(self, roles: Any) -> None:
+        """`roles` are the living roles of the run; it takes its own from them."""
+        ...
 
 
 def load_reward(
     specs: Sequence[str],
     settings: RewardSettings,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    model: ModelSource | None = None,
+    roles: Sequence[RoleSource] = (),
 ) -> WeightedReward:
-    """The weighted sum of the sources that `specs` name (paths of Python files, http(s) URLs) and of the model.
+    """The weighted sum of the sources that `specs` name (paths of Python files, http(s) URLs) and of the roles.
 
     With a tokenizer a query is the text of all tokens of a rollout, special ones included, as in
     OpenRLHF; without one it is the prompt's text and the response's. No user code runs before `probe`
     or the first `score`. Raises RewardError for a spec that is neither, or a file that is not there.
     """
-    count = len(specs) + (model is not None)
+    count = len(specs) + len(roles)
     if not count:
         raise RewardError(
             "no reward is named: give --reward.remote_url a Python file or a URL, or --reward.model_name_or_path."
         )
     if settings.weights and len(settings.weights) != count:
         raise RewardError(f"{len(settings.weights)} reward weights for {count} rewards: give one for each.")
-    names = _source_names([*specs, *([model.name] if model else [])])
-    if model is not None:
-        model.name = names.pop()
-    sources = [_open(spec, name, settings) for spec, name in zip(specs, names, strict=True)]
-    return WeightedReward(sources, settings, tokenizer, model)
+    names = _source_names([*specs, *(role.name for role in roles)])
+    for role, name in zip(roles, names[len(specs) :], strict=True):
+        role.name = name
+    sources = [_open(spec, name, settings) for spec, name in zip(specs, names, strict=False)]
+    return WeightedReward(sources, settings, tokenizer, roles)
 
 
 class WeightedReward:
@@ -93,7 +102,7 @@ class WeightedReward:
     A call that fails is repeated up to `max_retries` times. After that `on_error abort` raises RewardError;
     under `drop_group` a reward that is not finite fails its own group, and after any other failure each
     group is asked for once by itself, within its share of the time limit, to find those that fail.
-    `retries` counts the repeated calls by their reason.
+    `retries` counts the repeated calls by their reason, since the last `take_report`.
     """
 
     def __init__(
@@ -101,10 +110,10 @@ class WeightedReward:
         sources: Sequence[RewardSource],
         settings: RewardSettings,
         tokenizer: PreTrainedTokenizerBase | None,
-        model: ModelSource | None = None,
+        roles: Sequence[RoleSource] = (),
     ) -> None:
-        self._texts = tuple(sources)  # those that judge texts
-        self._sources: tuple[RewardSource, ...] = self._texts if model is None else (*sources, model)
+        self._texts = tuple(sources)  # those that are there before any role
+        self._sources: tuple[RewardSource, ...] = (*sources, *roles)
         self._weights = settings.weights or (1.0,) * len(self._sources)
         self._settings = settings
         self._tokenizer = tokenizer
@@ -153,6 +162,12 @@ class WeightedReward:
             with ThreadPoolExecutor(len(self._sources)) as pool:
                 results = list(pool.map(lambda source: self._ask(source, batch, sizes), self._sources))
         return [self._combine([result[index] for result in results]) for index in range(len(groups))]
+
+    def take_report(self) -> dict[str, Metric]:
+        """Since the last call: `reward/retries/REASON` over all sources, and what each source says itself."""
+        retries = {f"reward/retries/{reason}": Metric(n, reduction="sum") for reason, n in self.retries.items()}
+        self.retries.clear()
+        return merge_reports([retries, *(source.take_report() for source in self._sources)])
 
     def close(self) -> None:
         for source in self._sources:
@@ -226,7 +241,8 @@ class WeightedReward:
                 parts[name] = answer.rewards[i]
                 parts.update({f"{name}/{log}": values[i] for log, values in answer.logs.items()})
             marks = [answer.scores[i] for answer in good if answer.scores is not None]
-            scores.append(Score(value, parts, sum(marks) / len(marks) if marks else None))
+            notes = {name: a.notes[i] for name, a in zip(self.names, good, strict=True) if a.notes is not None}
+            scores.append(Score(value, parts, sum(marks) / len(marks) if marks else None, notes))
         return scores
 
 
@@ -253,6 +269,7 @@ def _split(answer: Answer, sizes: Sequence[int]) -> Iterable[Answer]:
             answer.rewards[start:stop],
             None if answer.scores is None else answer.scores[start:stop],
             {name: log[start:stop] for name, log in answer.logs.items()},
+            None if answer.notes is None else answer.notes[start:stop],
         )
         start = stop
 
@@ -260,9 +277,17 @@ def _split(answer: Answer, sizes: Sequence[int]) -> Iterable[Answer]:
 def _batch(
     prompts: Sequence[Prompt], queries: list[str], samples: Sequence[tuple[Prompt, Rollout]] = ()
 ) -> RewardBatch:
-    """Columns that only some rows have (a mixture) are None for the others."""
+    """Columns that only some rows have (a mixture) are None for the others.
+
+    Rollouts of an environment have two columns more: `role` and `episode`.
+    """
     names: dict[str, Any] = {name: None for prompt in prompts for name in prompt.meta}
     columns = {name: [prompt.meta.get(name) for prompt in prompts] for name in names}
+    rollouts = [rollout for _, rollout in samples]
+    if any(rollout.role or rollout.outcome for rollout in rollouts):
+        columns["role"] = [rollout.role for rollout in rollouts]
+        outcomes = [rollout.outcome for rollout in rollouts]
+        columns["episode"] = [dict(each.info) if isinstance(each, Outcome) else {} for each in outcomes]
     texts, labels = [prompt.text for prompt in prompts], [prompt.label for prompt in prompts]
     return RewardBatch(queries, texts, labels, columns, samples)
 

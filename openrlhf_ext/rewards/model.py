@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from openrlhf_ext.data.chat import check_chat_template, render_chat
 from openrlhf_ext.rewards.answer import Answer
 from openrlhf_ext.rewards.process import RewardBatch
-from openrlhf_ext.types import Prompt, Rollout
+from openrlhf_ext.types import Prompt, Report, Rollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,8 +56,8 @@ class ModelSource:
         if templated and not self._same:
             check_chat_template(tokenizer)
 
-    def connect(self, scorer: Scorer) -> None:
-        self._scorer = scorer
+    def connect(self, roles: Any) -> None:
+        self._scorer = roles.scorer
 
     def start(self) -> None:
         """Nothing to start: the model runs among the other roles."""
@@ -101,6 +101,10 @@ class ModelSource:
         turns = [*prompt.messages, {"role": "assistant", "content": rollout.text}]
         # Templates put a line break behind the end of a turn, and the score is read at the end.
         return render_chat(self._tokenizer, turns, where, generation_prompt=False).rstrip()
+
+    def take_report(self) -> Report:
+        """Nothing beside the retries, which the caller counts."""
+        return {}
 
     def close(self) -> None:
         """Nothing to close: the model ends with the other roles."""

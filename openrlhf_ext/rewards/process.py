@@ -20,7 +20,7 @@ from typing import Any
 import openrlhf_ext
 from openrlhf_ext.errors import RewardError
 from openrlhf_ext.rewards.answer import EXPECTED_SIGNATURE, Answer, AnswerError
-from openrlhf_ext.types import Prompt, Rollout
+from openrlhf_ext.types import Prompt, Report, Rollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +107,10 @@ class PluginSource:
         if "failure" in reply:
             raise AnswerError(reply["failure"], reply["detail"])
         return Answer(reply["rewards"], reply["scores"], reply["logs"])
+
+    def take_report(self) -> Report:
+        """Nothing beside the retries, which the caller counts."""
+        return {}
 
     def _reply(self, timeout_s: float) -> dict[str, Any]:
         assert self._connection is not None and self._process is not None

@@ -37,6 +37,7 @@ _SCHEMA = pa.schema(
         ("reward", pa.float64()),
         ("filter_value", pa.float64()),
         ("parts", pa.map_(pa.string(), pa.float64())),
+        ("notes", pa.map_(pa.string(), pa.string())),
         ("failure", pa.string()),
         ("filtered", pa.bool_()),
         ("finish_reason", pa.string()),
@@ -150,6 +151,7 @@ def _row(
         "reward": None if score is None else score.value,
         "filter_value": None if score is None else score.filter_value,
         "parts": [] if score is None else list(score.parts.items()),
+        "notes": [] if score is None else list(score.notes.items()),
         "failure": None if failure is None else f"{failure.reason}: {failure.detail}",
         "filtered": filtered,
         "finish_reason": rollout.finish_reason,
@@ -190,7 +192,7 @@ def _rollout(row: Mapping[str, Any]) -> Rollout:
 
 
 def _score(row: Mapping[str, Any]) -> Score:
-    return Score(row["reward"], dict(row["parts"]), row["filter_value"])
+    return Score(row["reward"], dict(row["parts"]), row["filter_value"], dict(row["notes"]))
 
 
 def _failure(text: str) -> ScoreFailure:

@@ -29,6 +29,7 @@ def rollout_report(step: StepRollouts, version: int) -> dict[str, Metric]:
         "rollout/consumed": Metric(scored + len(failed), reduction="sum"),
         "rollout/failed_groups": Metric(len(failed), reduction="sum"),
         "rollout/filtered_groups": Metric(len(filtered), reduction="sum"),
+        **step.costs,
     }
     if scored:
         report["rollout/passed"] = Metric(len(step.groups), scored)

@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from openrlhf_ext.trainers.settings import RLSettings
 from openrlhf_ext.types import (
     FailedGroup,
     Prompt,
+    Report,
     Rollout,
     RolloutGroup,
     Sampling,
@@ -30,9 +31,9 @@ from openrlhf_ext.types import (
 )
 
 FOLDER = "rollouts"
+"""Of a checkpoint: the rollouts that are ready and not yet trained on."""
 LEFT_BEHIND_AFTER = 30.0
 """Seconds that a run which has failed waits for its background thread."""
-"""Of a checkpoint: the rollouts that are ready and not yet trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class StepRollouts:
 
     recorded: RecordedStep
     last: bool  # the prompts are used up
+    costs: Report = field(default_factory=dict)  # of scoring; those of a round are with its first step
 
     @property
     def groups(self) -> tuple[RolloutGroup, ...]:
@@ -163,12 +165,17 @@ class RolloutSource:
         if drawn is None:
             return []
         sampling = replace(self._settings.sampling, seed=derive_seed(self._settings.seed, "rollout", step))
+        self._reward.take_report()  # an evaluation's is not this step's
         outcomes = self._sampled(drawn.prompts, sampling)
         while more := self._prompts.take(len(drawn.prompts) - sum(map(self._fills, outcomes))).prompts:
             outcomes += self._sampled(more, sampling)
-        parts = list(self._cut(outcomes))
+        parts, costs = list(self._cut(outcomes)), self._reward.take_report()
         return [
-            StepRollouts(self._recorded(drawn.epoch, part), last=part is parts[-1] and self._prompts.exhausted)
+            StepRollouts(
+                self._recorded(drawn.epoch, part),
+                last=part is parts[-1] and self._prompts.exhausted,
+                costs=costs if part is parts[0] else {},
+            )
             for part in parts
         ]
 

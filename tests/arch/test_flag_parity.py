@@ -88,7 +88,6 @@ CLUSTER = "which Ray cluster, and who may reach it"
 PLANNED = "a plan before anything loads"
 EIGHT_BIT = "the optimizer of QLoRA's users"
 PARTED = "what happens to dialogues that part before their last turns is a named rule"
-STUDENT = "RLT: a student's log-probs are the reward"
 SUPERVISED = {
     "device.type": EVERY,
     "plan.force": PLANNED,
@@ -106,22 +105,21 @@ SUPERVISED = {
     "ds.logprob_chunk_size": "full logits are never in memory",
     "logger.metrics_file": "metrics on disk",
 }
-JUDGE = "a language model that scores, as a role of its own"
+
+
+def whole(section: str, reason: str) -> dict[str, str]:
+    """A section of rl that is ours altogether."""
+    return {path: reason for path in flags_of(TREES["rl"]) if path.startswith(f"{section}.")}
+
+
 OURS = {
     "rl": {
         "device.type": EVERY,
         "plan.force": PLANNED,
         "memory.auto": PLANNED,
-        "judge.model_name_or_path": JUDGE,
-        "judge.num_engines": JUDGE,
-        "judge.tensor_parallel_size": JUDGE,
-        "judge.gpu_memory_utilization": JUDGE,
-        "judge.max_new_tokens": JUDGE,
-        "judge.enable_sleep": JUDGE,
-        "student.model_name_or_path": STUDENT,
-        "student.num_nodes": STUDENT,
-        "student.num_gpus_per_node": STUDENT,
-        "student.offload": STUDENT,
+        **whole("judge", "a language model that scores, as a role of its own"),
+        **whole("student", "RLT: a student's log-probs are the reward"),
+        **whole("agent", "episodes have limits"),
         "actor.adam.eight_bit": EIGHT_BIT,
         "critic.adam.eight_bit": EIGHT_BIT,
         "ray.address": CLUSTER,

@@ -285,6 +285,9 @@ class CountingReward:
                 for prompt, siblings in groups
             ]
 
+    def take_report(self) -> Report:
+        return {}
+
     def _one(self, prompt: Prompt, rollout: Rollout) -> Score:
         actions = [token for token, action in zip(rollout.token_ids, rollout.action_mask, strict=True) if action]
         share = sum(token == GOOD for token in actions) / len(actions)

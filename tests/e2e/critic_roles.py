@@ -6,8 +6,11 @@ critic_roles.py FOLDER: works on FOLDER/model and FOLDER/scorer, and leaves FOLD
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -147,7 +150,7 @@ def refused(work: Callable[[], Any]) -> list[str]:
 
 def killed(work: Callable[[], Any]) -> list[str] | None:
     """What is raised where the kernel kills the ranks; None where this user may not ask it to."""
-    group = Path("/sys/fs/cgroup/memory/openrlhf_ext_test")
+    group = Path(f"/sys/fs/cgroup/memory/openrlhf_ext_test_{os.getpid()}")
     try:
         group.mkdir()
     except OSError:
@@ -160,7 +163,17 @@ def killed(work: Callable[[], Any]) -> list[str] | None:
     finally:
         for process in workers():
             (group / "../cgroup.procs").write_text(str(process.pid))
-        group.rmdir()
+        _remove(group)
+
+
+def _remove(group: Path) -> None:
+    """A group can go once the kernel has buried the last of its killed processes."""
+    for _ in range(100):
+        with contextlib.suppress(OSError):
+            group.rmdir()
+            return
+        time.sleep(0.1)
+    group.rmdir()
 
 
 def raised_by(work: Callable[[], Any]) -> list[str]:

@@ -10,11 +10,14 @@ from typing import Any
 
 from openrlhf_ext.config.rl import RLConfig
 from openrlhf_ext.config.rules.advice import ADVICE
+from openrlhf_ext.config.rules.agent import AGENT_RULES
 from openrlhf_ext.config.rules.algorithm import ALGORITHM_RULES
 from openrlhf_ext.config.rules.common import COMMON_RULES
 from openrlhf_ext.config.rules.effects import idle_paths
+from openrlhf_ext.config.rules.judge import JUDGE_RULES
 from openrlhf_ext.config.rules.rl import RL_RULES
 from openrlhf_ext.config.rules.serve_rm import SERVE_RM_RULES
+from openrlhf_ext.config.rules.student import STUDENT_RULES
 from openrlhf_ext.config.rules.supervised import SUPERVISED_RULES
 from openrlhf_ext.config.rules.violation import Explicit, Violation, accumulation
 from openrlhf_ext.config.serve_rm import ServeRMConfig
@@ -27,7 +30,7 @@ def broken_rules(config: Any, explicit: Explicit) -> list[Violation]:
     if isinstance(config, ServeRMConfig):
         rules = SERVE_RM_RULES
     elif isinstance(config, RLConfig):
-        rules = (*COMMON_RULES, *RL_RULES, *ALGORITHM_RULES)
+        rules = (*COMMON_RULES, *RL_RULES, *ALGORITHM_RULES, *JUDGE_RULES, *STUDENT_RULES, *AGENT_RULES)
     else:
         rules = (*COMMON_RULES, *SUPERVISED_RULES[type(config)])
     return [violation for rule in rules for violation in rule(config, explicit)]

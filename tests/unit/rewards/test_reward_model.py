@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -73,7 +74,7 @@ def other(tmp_path_factory):
 def source_of(folder, policy, *, max_tokens=128, templated=False) -> tuple[ModelSource, LocalScorer]:
     source = ModelSource(str(folder), load_tokenizer(folder), policy, max_tokens=max_tokens, templated=templated)
     scorer = LocalScorer(folder)
-    source.connect(scorer)
+    source.connect(SimpleNamespace(scorer=scorer))
     return source, scorer
 
 
@@ -103,7 +104,7 @@ def judged(folder, text: str, end: bool) -> float:
 
 
 def score(source, groups, **settings):
-    with load_reward([], RewardSettings(**settings), None, source) as reward:
+    with load_reward([], RewardSettings(**settings), None, [source]) as reward:
         reward.probe()
         return reward.score(groups)
 
@@ -185,7 +186,7 @@ def test_it_is_summed_with_the_other_sources_as_the_last(tmp_path, policy, same)
     source, _ = source_of(same, policy)
     rollouts = [rollout(policy, prompt, "yes"), rollout(policy, prompt, "no, not that", sample=1)]
     settings = RewardSettings(weights=(0.01, -2.0))
-    with load_reward([str(tmp_path / "reward_model.py")], settings, policy, source) as reward:
+    with load_reward([str(tmp_path / "reward_model.py")], settings, policy, [source]) as reward:
         reward.probe([prompt])
         [scores] = reward.score([(prompt, rollouts)])
     assert reward.names == ("reward_model", "reward_model_2")
@@ -199,7 +200,7 @@ def test_it_is_summed_with_the_other_sources_as_the_last(tmp_path, policy, same)
 def test_a_weight_for_each(policy, same):
     source, _ = source_of(same, policy)
     with pytest.raises(RewardError, match="1 reward weights for 2 rewards"):
-        load_reward(["http://127.0.0.1:1"], RewardSettings(weights=(1.0,)), policy, source)
+        load_reward(["http://127.0.0.1:1"], RewardSettings(weights=(1.0,)), policy, [source])
 
 
 def test_a_score_that_is_no_number_fails_its_group(tmp_path, policy, same):
