@@ -31,6 +31,7 @@ from openrlhf_ext.ports import Generator, RewardFn
 from openrlhf_ext.rewards.load import load_reward
 from openrlhf_ext.track.metrics import read_metrics
 from openrlhf_ext.track.progress import StepProgress, console
+from openrlhf_ext.track.stop import COME_BACK, say_resumable, stop_on_signal
 from openrlhf_ext.trainers.journal import Cadence, Journal
 from openrlhf_ext.trainers.rl import RLRoles, RLSettings, train_rl
 from openrlhf_ext.types import Prompt
@@ -67,7 +68,7 @@ def run(parsed: Parsed) -> int:
         load_reward(reward_sources(cfg), reward_settings(cfg), tokenizer, scorers) as reward,
     ):
         reward.probe(data.prompts)
-        with ray_session(ray_settings(cfg, spec)) as logs:
+        with ray_session(ray_settings(cfg, spec)) as logs, stop_on_signal() as asked:
             _link(output / "logs", logs)
             remote = build_roles(spec, memory)
             for scorer in scorers:
@@ -81,6 +82,7 @@ def run(parsed: Parsed) -> int:
                 store=store,
                 evaluate=_evaluation(cfg, data.held_out, remote.generator, reward),
                 gauges=gauges_of_driver(memory, device),
+                stop=asked,
             )
             roles = RLRoles(remote.generator, reward, remote.policy, remote.reference, remote.critic)
             try:
@@ -88,6 +90,9 @@ def run(parsed: Parsed) -> int:
             finally:
                 line.close()
                 tracker.close()
+            if journal.stopped:
+                say_resumable(steps, data.source.total_steps, cfg.ckpt.path)
+                return COME_BACK
             _export(cfg, remote, output)
     result = _result(cfg, steps, time.monotonic() - start, rollouts) | {"memory": as_result(memory)}
     (output / "result.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -44,7 +44,9 @@ from openrlhf_ext.ports import SupervisedRole
 from openrlhf_ext.track.memory import MemoryLog
 from openrlhf_ext.track.metrics import Trackers
 from openrlhf_ext.track.progress import StepProgress, console
+from openrlhf_ext.track.stop import COME_BACK, say_resumable, stop_on_signal
 from openrlhf_ext.trainers.journal import Cadence, Journal
+from openrlhf_ext.trainers.local import LocalRole
 from openrlhf_ext.trainers.supervised import SupervisedSettings, train_supervised
 
 if TYPE_CHECKING:
@@ -89,12 +91,18 @@ def run(command: Command, parsed: Parsed, launch: Launch | None = None) -> int:
     opened.memory = memory
     with shortage_explained(planned, memory, store), open_learner(spec, cfg.ray, opened) as model:
         task.prepare(model)
-        with _journal(cfg, task, model, memory, store, total, latest, leads) as journal:
+        with (
+            stop_on_signal() as asked,
+            _journal(cfg, task, model, memory, store, total, latest, leads, partial(_any, model, asked)) as journal,
+        ):
 
             def to_step(examples: Sequence[Any]) -> OptimizerStep:
                 return task.to_step(examples, split, model.ranks)
 
             steps = train_supervised(settings, order, task.examples, to_step, model, journal, resume=latest)
+        if journal.stopped:
+            say_resumable(steps, total, cfg.ckpt.path)
+            return COME_BACK
         model.export(output / "model")
         if cfg.ds.lora.rank or spec.model.adapters:
             model.export_adapters(output / "adapters")
@@ -136,7 +144,15 @@ def _identity(cfg: Any, task: Task) -> dict[str, int | str]:
 
 @contextmanager
 def _journal(
-    cfg: Any, task: Task, model: SupervisedRole, memory: MemoryLog, store: Any, total: int, latest: Any, leads: bool
+    cfg: Any,
+    task: Task,
+    model: SupervisedRole,
+    memory: MemoryLog,
+    store: Any,
+    total: int,
+    latest: Any,
+    leads: bool,
+    stop: Callable[[], bool],
 ) -> Iterator[Journal]:
     tracker = open_tracking(cfg.logger, cfg.ckpt, cfg, latest.step if latest else None) if leads else Trackers([])
     line = StepProgress(total, task.shown, every=cfg.logger.logging_steps)
@@ -151,10 +167,16 @@ def _journal(
             store=store,
             evaluate=evaluate,
             gauges=memory.take,
+            stop=stop,
         )
     finally:
         line.close()
         tracker.close()
+
+
+def _any(model: SupervisedRole, asked: Callable[[], bool]) -> bool:
+    """Whether any rank was asked: the ranks of a launcher are told one by one, and end together."""
+    return any(model.together(asked())) if isinstance(model, LocalRole) else asked()
 
 
 def _leave_result(cfg: Any, steps: int, seconds: float, memory: MemoryLog) -> None:

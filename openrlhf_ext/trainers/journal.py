@@ -49,7 +49,8 @@ class Cadence:
 class Journal:
     """Keeps the record of one run. Without `store` nothing is saved, without `evaluate` no evaluation runs.
 
-    `gauges` says what else there is to log of the time since it was last asked (memory, say).
+    `gauges` says what else there is to log of the time since it was last asked (memory, say). `stop` says whether the
+    run is to end early; the step that it is asked in is saved. It is asked once in every step.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Journal:
         store: CheckpointStore | None,
         evaluate: Evaluate | None = None,
         gauges: Callable[[], Report] = dict,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.clock = PhaseClock()
         self._cadence = cadence
@@ -69,6 +71,8 @@ class Journal:
         self._store = store
         self._evaluate = evaluate
         self._gauges = gauges
+        self._stop = stop
+        self.stopped = False
         self._best: float | None = None
         self._pending: list[Report] = []
 
@@ -99,13 +103,14 @@ class Journal:
         state: Callable[[], Mapping[str, Any]],
         settle: Callable[[], None] = lambda: None,
     ) -> None:
-        """Log the step; evaluate and save where it is time.
+        """Log the step; evaluate and save where it is time. `stopped` tells afterwards whether to end here.
 
         `tokens` are counted by phase; `write(folder)` saves the roles and `state()` is what the loop needs to go on.
         `settle()` is called before an evaluation or a checkpoint: nothing else may be at work then.
         """
         evaluating = last or _due(step, self._cadence.evaluate)
-        saving = last or _due(step, self._cadence.save)
+        self.stopped = self._stop() and not last
+        saving = last or self.stopped or _due(step, self._cadence.save)
         if evaluating or saving:
             settle()
         evaluated = self._run_evaluation(step) if evaluating else {}

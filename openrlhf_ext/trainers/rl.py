@@ -30,7 +30,7 @@ def train_rl(
     rollout_folder: Path | None = None,
     resume: Checkpoint | None = None,
 ) -> int:
-    """Train until the prompts are used up; returns the last step. A step is a rollout step.
+    """Train until the prompts are used up or the journal says stop; returns the last step. A step is a rollout step.
 
     A step of which no group is left to train on updates nothing, and says so.
     Raises what the roles raise, and DataError where `resume` does not fit.
@@ -42,7 +42,7 @@ def train_rl(
         with clock("publish"):
             roles.policy.publish(version)
         journal.begin(step, resume.state if resume else None)
-        while (sampled := source.next(step + 1)) is not None:
+        while not journal.stopped and (sampled := source.next(step + 1)) is not None:
             step, updates = step + 1, Updates()
             if rollout_folder is not None:
                 write_rollouts(rollout_folder, step, sampled.recorded)

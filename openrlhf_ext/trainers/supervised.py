@@ -59,10 +59,10 @@ def train_supervised(
     *,
     resume: Checkpoint | None = None,
 ) -> int:
-    """Train for `settings.epochs` passes; returns the last step. A step is an optimizer step.
+    """Train for `settings.epochs` passes, or until the journal says stop; returns the last step.
 
-    The examples of a step depend on its number and nothing before, so a resumed run goes on exactly.
-    Raises DataError where `resume` is of other data or another order.
+    A step is an optimizer step. The examples of a step depend on its number and nothing before, so a resumed run
+    goes on exactly. Raises DataError where `resume` is of other data or another order.
     """
     position, step, total = dict(settings.data), 0, order.steps_per_epoch * settings.epochs
     if resume is not None:
@@ -71,7 +71,7 @@ def train_supervised(
         step = resume.step
     journal.begin(step, resume.state if resume else None)
     first = step
-    while step < total:
+    while step < total and not journal.stopped:
         start = time.perf_counter()
         with journal.clock("batch"):
             rows = order.rows(step)

@@ -57,6 +57,7 @@ class Job:
     during_update: Callable[[], None] = lambda: None
     during_generate: Callable[[Prompt, int], None] | None = None
     lr: float = 1.0
+    stop: Callable[[], bool] = lambda: False
 
     def run(self, resume: bool = False) -> int:
         self.calls: list[str] = []
@@ -88,6 +89,7 @@ class Job:
             line=self.line,
             store=self.store,
             evaluate=evaluate if self.evaluates else None,
+            stop=self.stop,
         )
         return train_rl(
             self.settings,

@@ -149,6 +149,20 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(tmp_path: Path, kille
         assert read_rollouts(ours) == read_rollouts(rollout_path(whole.folder / "rollouts", step))
 
 
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_run_that_is_asked_to_stop_saves_that_step_and_goes_on_from_it(tmp_path: Path, lag: int) -> None:
+    settings = replace(SETTINGS, max_lag=lag)
+    whole = Job(tmp_path / "whole", settings=settings)
+    assert whole.run() == 4
+    asked = iter([False, True])
+    job = Job(tmp_path / "job", settings=settings, stop=lambda: next(asked))
+    assert job.run() == 2
+    assert [found.step for found in job.store.checkpoints()] == [2]
+    resumed = replace(job, stop=lambda: False)
+    assert resumed.run(resume=True) == 4
+    assert resumed.policy.engine.table.equal(whole.policy.engine.table)
+
+
 def test_a_resume_with_other_prompts_is_refused(tmp_path: Path) -> None:
     job = Job(tmp_path)
     job.run()

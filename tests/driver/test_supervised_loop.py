@@ -56,6 +56,7 @@ class Job:
     evaluates: bool = False
     killed_in_step: int | None = None
     lr: float = 1.0
+    stopped_in_step: int | None = None
 
     def run(self, resume: bool = False) -> int:
         self.tracker = MemoryTracker()
@@ -79,6 +80,7 @@ class Job:
             line=self.line,
             store=self.store,
             evaluate=(lambda: sft_evaluation(role, [held_out])) if self.evaluates else None,
+            stop=lambda: len(self.batches) == self.stopped_in_step,
         )
         checkpoint = self.store.latest() if resume else None
         lengths = [(len(each.token_ids),) for each in examples]
@@ -123,6 +125,19 @@ def test_micro_batches_do_not_change_what_is_learned(tmp_path: Path, split: Spli
     other.run()
     torch.testing.assert_close(one.engine.table, other.engine.table)
     assert other.metric("train/loss") == pytest.approx(one.metric("train/loss"), rel=1e-5)
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_a_run_that_is_asked_to_stop_saves_that_step_and_goes_on_from_it(tmp_path: Path, step: int) -> None:
+    whole = Job(tmp_path / "whole")
+    whole.run()
+    job = Job(tmp_path / "job", stopped_in_step=step)
+    assert job.run() == step
+    assert [found.step for found in job.store.checkpoints()] == [step]
+    begun = job.trace
+    job.stopped_in_step = None
+    assert job.run(resume=True) == 6
+    assert begun + job.trace == whole.trace
 
 
 @pytest.mark.parametrize("killed_in_step", [3, 6])
