@@ -42,12 +42,15 @@ class Score:
     """A finite reward with its named parts; `filter_value` is what dynamic filtering looks at.
 
     `notes` are words of a source on it, by its name (a judge's verdict, as JSON): kept with the rollout.
+    `turns` say where parts of the value fell, in an answer of several turns: (position of the turn's last token in
+    `Rollout.token_ids`, that part of `value`), in order. What they leave of the value is of the answer as a whole.
     """
 
     value: float
     parts: Mapping[str, float] = field(default_factory=dict)
     filter_value: float | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
+    turns: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         assert math.isfinite(self.value), "a reward is finite"

@@ -24,13 +24,15 @@ EXPECTED_RETURN = (
 class Answer:
     """A source's answer for a batch of n samples: n rewards, n scores where it gives any, logs of n each.
 
-    `notes` are n texts to be kept with the rollouts, where the source has words for them.
+    `notes` are n texts to be kept with the rollouts, where the source has words for them. `turns` say for each sample
+    which parts of its reward fell at which token, as in `Score.turns`, where the source knows.
     """
 
     rewards: list[float]
     scores: list[float] | None = None
     logs: Mapping[str, list[float]] = field(default_factory=dict)
     notes: list[str] | None = None
+    turns: list[tuple[tuple[int, float], ...]] | None = None
 
 
 class AnswerError(Exception):

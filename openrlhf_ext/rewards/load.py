@@ -97,7 +97,7 @@ class WeightedReward:
 
     `Score.value` is the weighted sum of the sources' rewards. `Score.parts` has each source's own reward
     under its name and each of its extra logs under `name/log`. `Score.filter_value` is the mean of the
-    scores of those sources that give any, None where none does.
+    scores of those sources that give any, None where none does. `Score.turns` are the sources' turns by their weights.
 
     A call that fails is repeated up to `max_retries` times. After that `on_error abort` raises RewardError;
     under `drop_group` a reward that is not finite fails its own group, and after any other failure each
@@ -242,7 +242,10 @@ class WeightedReward:
                 parts.update({f"{name}/{log}": values[i] for log, values in answer.logs.items()})
             marks = [answer.scores[i] for answer in good if answer.scores is not None]
             notes = {name: a.notes[i] for name, a in zip(self.names, good, strict=True) if a.notes is not None}
-            scores.append(Score(value, parts, sum(marks) / len(marks) if marks else None, notes))
+            of_turns = [(w, a.turns[i]) for w, a in zip(self._weights, good, strict=True) if a.turns is not None]
+            turns = sorted((position, w * reward) for w, fell in of_turns for position, reward in fell)
+            filter_value = sum(marks) / len(marks) if marks else None
+            scores.append(Score(value, parts, filter_value, notes, tuple(turns)))
         return scores
 
 
@@ -270,6 +273,7 @@ def _split(answer: Answer, sizes: Sequence[int]) -> Iterable[Answer]:
             None if answer.scores is None else answer.scores[start:stop],
             {name: log[start:stop] for name, log in answer.logs.items()},
             None if answer.notes is None else answer.notes[start:stop],
+            None if answer.turns is None else answer.turns[start:stop],
         )
         start = stop
 
