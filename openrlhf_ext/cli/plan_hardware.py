@@ -46,7 +46,7 @@ def asked_count(parsed: Parsed) -> int:
         return parsed.config.model.num_gpus_per_node
     asked = [
         get(parsed.config, path)
-        for role in ("actor", "ref", "critic", "reward")
+        for role in ("actor", "ref", "critic", "reward", "student")
         if (path := f"{role}.num_gpus_per_node") in parsed.explicit
     ]
     if parsed.config.train.colocate_all:
@@ -68,7 +68,7 @@ def ranks_as_flags(command: str, parsed: Parsed, request: PlanRequest) -> list[s
     """
     wanted = {"num_nodes": request.nodes}
     if isinstance(parsed.config, RLConfig):
-        roles = ["actor", "ref", "critic", "reward"] if parsed.config.train.colocate_all else ["actor"]
+        roles = ["actor", "ref", "critic", "reward", "student"] if parsed.config.train.colocate_all else ["actor"]
     else:
         roles, wanted["num_gpus_per_node"] = ["model"], request.device.count
     flags: list[str] = []

@@ -55,6 +55,7 @@ def roles_spec(parsed: Parsed, device: Device, schedule: Schedule) -> RolesSpec:
         reference_is_base=kl and lora,
         critic=_trained(parsed, "critic", device, schedule.critic) if cfg.has_critic else None,
         reward=_frozen(parsed, "reward", device) if cfg.has_reward_model else None,
+        student=_frozen(parsed, "student", device) if cfg.student.model_name_or_path else None,
         engines=_engines(cfg, device, engines_share, ranks_of(parsed, "actor", device)),
         split=split_settings(cfg.rollout.micro_batch_size, budget, packed=cfg.ds.packing_samples),
         pools=pools,
@@ -68,6 +69,7 @@ def model_specs(parsed: Parsed, device: Device) -> list[ModelSpec]:
     roles: list[Role] = ["actor"]
     roles += ["critic"] if cfg.has_critic else []
     roles += ["reward"] if cfg.has_reward_model else []
+    roles += ["student"] if cfg.student.model_name_or_path else []
     return [_model(parsed, role, device) for role in roles]
 
 
@@ -88,7 +90,7 @@ def model_name(cfg: RLConfig, role: Role) -> str:
     """The model that a role loads; the critic starts from the reward model where all rewards are that model's."""
     policy, reward = cfg.actor.model_name_or_path, cfg.reward.model_name_or_path
     of_critic = cfg.critic.model_name_or_path or (reward if cfg.reward.remote_url is None else policy)
-    name = {"reward": reward, "critic": of_critic}.get(role, policy)
+    name = {"reward": reward, "critic": of_critic, "student": cfg.student.model_name_or_path}.get(role, policy)
     assert name is not None
     return name
 
@@ -103,6 +105,8 @@ def _model(parsed: Parsed, role: Role, device: Device) -> ModelSpec:
     if role == "reward":
         head, normalize = cfg.ds.value_head_prefix, cfg.reward.normalize_enable
         return replace(spec, kind="reward", value_head=head, normalize=normalize, lora=None, load_in_4bit=False)
+    if role == "student":
+        return replace(spec, lora=None, load_in_4bit=False)
     return replace(spec, served=True)
 
 
@@ -186,7 +190,7 @@ def pools_of(cfg: RLConfig) -> dict[Role, str]:
     """
     train = cfg.train
     if train.colocate_all:
-        shared: tuple[Role, ...] = ("actor", "ref", "critic", "reward")
+        shared: tuple[Role, ...] = ("actor", "ref", "critic", "reward", "student")
         return dict.fromkeys(shared if train.async_enable else (*shared, "vllm"), "all")
     pools: dict[Role, str] = {}
     if train.colocate_actor_ref:

@@ -13,7 +13,7 @@ from openrlhf_ext.cluster.generator import RemoteGenerator, engine_actor
 from openrlhf_ext.cluster.phases import Part, Phases, Sleeper
 from openrlhf_ext.cluster.placement import Demand, Slot, reserve
 from openrlhf_ext.cluster.roles import RemoteCritic, RemotePolicy, RemoteReference, RemoteScorer
-from openrlhf_ext.cluster.train_worker import EngineLinks
+from openrlhf_ext.cluster.train_worker import SCORERS, EngineLinks
 from openrlhf_ext.cluster.waits import gather
 from openrlhf_ext.cluster.worker_group import WorkerGroup, worker_environment
 from openrlhf_ext.device import Device
@@ -23,9 +23,15 @@ from openrlhf_ext.rollout.vllm_engine import EngineSettings, engine_environment
 from openrlhf_ext.track.checkpoints import CheckpointContent
 from openrlhf_ext.track.memory import MemoryLog, Moment
 
-Role = Literal["actor", "ref", "critic", "reward", "vllm"]
+Role = Literal["actor", "ref", "critic", "reward", "student", "vllm"]
 """By the name of its flags."""
-ROLES: dict[Part, Role] = {"policy": "actor", "reference": "ref", "critic": "critic", "reward": "reward"}
+ROLES: dict[Part, Role] = {
+    "policy": "actor",
+    "reference": "ref",
+    "critic": "critic",
+    "reward": "reward",
+    "student": "student",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +65,7 @@ class RolesSpec:
 
     `reference_is_base` says that the policy without its adapters is the reference, which then has no processes.
     Roles of one pool of `pools` share its GPUs; a role that is not in it has GPUs of its own. `overlapping` says
-    that generation and scoring run while others train: neither engines nor the reward model then ever sleep.
+    that generation and scoring run while others train: neither engines nor those who score then ever sleep.
     """
 
     device: Device
@@ -69,6 +75,7 @@ class RolesSpec:
     split: SplitSettings
     critic: TrainedRole | None = None
     reward: TrainedRole | None = None
+    student: TrainedRole | None = None
     reference_is_base: bool = False
     pools: Mapping[Role, str] = field(default_factory=dict)
     overlapping: bool = False
@@ -81,7 +88,8 @@ class RolesSpec:
     def groups(self) -> dict[Part, TrainedRole]:
         """The worker groups by the part of memory that they are."""
         groups: dict[Part, TrainedRole | None] = {
-            "policy": self.policy, "reference": self.reference, "critic": self.critic, "reward": self.reward
+            "policy": self.policy, "reference": self.reference, "critic": self.critic, "reward": self.reward,
+            "student": self.student,
         }  # fmt: skip
         return {part: role for part, role in groups.items() if role is not None}
 
@@ -107,6 +115,7 @@ class RemoteRoles:
     generator: RemoteGenerator
     critic: RemoteCritic | None = None
     scorer: RemoteScorer | None = None
+    student: RemoteReference | None = None
 
 
 def build_roles(spec: RolesSpec, memory: MemoryLog | None = None) -> RemoteRoles:
@@ -151,6 +160,7 @@ def build_roles(spec: RolesSpec, memory: MemoryLog | None = None) -> RemoteRoles
         generator=generator,
         critic=RemoteCritic(groups["critic"], split, phases, spec.critic.content) if spec.critic else None,
         scorer=RemoteScorer(groups["reward"], split, aside) if spec.reward else None,
+        student=RemoteReference(groups["student"], split, aside) if spec.student else None,
     )
 
 
@@ -164,7 +174,7 @@ def _sleepers(spec: RolesSpec, groups: Mapping[Part, WorkerGroup], engines: Slee
     sleepers: dict[str, Sleeper] = {} if engines is None else {"engines": engines}
     if spec.device.can("sleep"):
         for part, role in spec.groups.items():
-            if role.sleeps and not (part == "reward" and spec.overlapping):
+            if role.sleeps and not (part in SCORERS and spec.overlapping):
                 sleepers[part] = _group_sleeper(part, groups[part])
     return sleepers
 

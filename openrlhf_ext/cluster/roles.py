@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from openrlhf_ext.batch.split import inference_split, scatter_rows, scatter_whol
 from openrlhf_ext.batch.types import MicroBatch, OptimizerStep, TokenBatch
 from openrlhf_ext.cluster.generator import RemoteGenerator
 from openrlhf_ext.cluster.phases import Phase, Phases
-from openrlhf_ext.cluster.train_worker import EngineLinks
+from openrlhf_ext.cluster.train_worker import SCORERS, EngineLinks
 from openrlhf_ext.cluster.waits import gather
 from openrlhf_ext.cluster.worker_group import WorkerGroup
 from openrlhf_ext.ports import Objective
@@ -31,6 +32,7 @@ class RemoteModel:
         self.group = group
         self._split = replace(split, ranks=group.ranks)
         self._phases = phases
+        self._phase: Literal["score", "train"] = "score" if group.name in SCORERS else "train"
 
     def _ask(
         self, batch: TokenBatch, what: str, temperature: float = 1.0, *, adapters: bool = True
@@ -41,20 +43,23 @@ class RemoteModel:
             worker.answer.remote(micros, temperature, adapters)
             for worker, micros in zip(self.group.workers, by_rank, strict=True)
         ]
-        phase = "score" if self.group.name == "reward" else "train"
-        answers = self.group.collect(calls, f"{what} of {batch.rows} sequences by the {self.group.name}", phase)
+        what = f"{what} of {batch.rows} sequences by the {self.group.name}"
+        answers = self.group.collect(calls, what, self._phase)
         return list(chain.from_iterable(by_rank)), list(chain.from_iterable(answers))
 
 
 class RemoteReference(RemoteModel):
-    """`LogprobRole` over a worker group; with `adapters` False, what that group's model was before it learned."""
+    """`LogprobRole` over a worker group; with `adapters` False, what that group's model was before it learned.
+
+    The student is one too; it is asked in SCORE.
+    """
 
     def __init__(self, group: WorkerGroup, split: SplitSettings, phases: Phases, *, adapters: bool = True) -> None:
         super().__init__(group, split, phases)
         self._adapters = adapters
 
     def logprobs(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
-        self._phases.enter("train")
+        self._phases.enter(self._phase)
         micros, answers = self._ask(batch, "log-probs", temperature, adapters=self._adapters)
         return scatter_rows(micros, answers, batch.rows, batch.action_BA.shape[1])
 

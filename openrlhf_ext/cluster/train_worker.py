@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+SCORERS = frozenset({"reward", "student"})
+"""The worker groups that are asked in SCORE."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineLinks:
@@ -94,7 +97,7 @@ class TrainWorker:
         def ask() -> list[torch.Tensor]:
             return [self.engine.forward(micro, temperature, adapters=adapters) for micro in micros]
 
-        outputs = self._measured("score" if self.role == "reward" else "train", ask)
+        outputs = self._measured("score" if self.role in SCORERS else "train", ask)
         if not self.engine.spec.trainable:
             self.device.empty_cache()  # the next to compute on this GPU may be another process
         return outputs

@@ -45,7 +45,7 @@ def specs_of(subject: Subject) -> list[tuple[str, ModelSpec]]:
         from openrlhf_ext.cli.rl_roles import model_specs
 
         specs = model_specs(subject.parsed, subject.device)
-        return [("policy" if spec.kind == "causal_lm" else ROLES[spec.kind], spec) for spec in specs]
+        return [(_role_of(spec), spec) for spec in specs]
     from openrlhf_ext.cli.specs import model_spec
     from openrlhf_ext.cli.supervised_model import base_path
 
@@ -58,6 +58,12 @@ def specs_of(subject: Subject) -> list[tuple[str, ModelSpec]]:
         return [("model", spec)]
     reference = model_spec(config.ref.model_name_or_path, config.model, config.ds, device, explicit=chosen)
     return [("model", spec), ("reference", replace(reference, lora=None))]
+
+
+def _role_of(spec: ModelSpec) -> str:
+    if spec.kind == "causal_lm":
+        return "policy" if spec.served else "student"
+    return ROLES[spec.kind]
 
 
 def weight_shapes(path: str) -> dict[str, tuple[int, ...]]:

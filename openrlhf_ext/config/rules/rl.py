@@ -87,6 +87,8 @@ def _shared_with(config: RLConfig) -> dict[str, str]:
         shared["ref"] = "actor"
     if config.has_critic and train.colocate_all:
         shared["critic"] = "actor"
+    if config.student.model_name_or_path and train.colocate_all:
+        shared["student"] = "actor"
     if config.has_reward_model and train.colocate_all:
         shared["reward"] = "actor"
     elif config.has_reward_model and config.has_critic and train.colocate_critic_reward:

@@ -13,7 +13,7 @@ from openrlhf_ext.cluster.phases import Part, Phase, Phases, Sleeper
 PHASES: tuple[Phase, ...] = get_args(Phase)
 NEEDS = {
     "generate": {"weights", "kv_cache"},
-    "score": {"reward"},
+    "score": {"reward", "student"},
     "train": {"policy", "reference", "critic"},
     "publish": {"policy", "weights"},
     "critic_files": {"critic", "weights"},
@@ -30,6 +30,7 @@ class Gpu:
             "reference": frozenset({"reference"}),
             "critic": frozenset({"critic"}),
             "reward": frozenset({"reward"}),
+            "student": frozenset({"student"}),
         }
         self.held: set[Part] = set().union(*(parts[name] for name in parts if name not in asleep))
         self.calls: list[tuple[str, frozenset[Part]]] = []
@@ -72,7 +73,9 @@ def test_a_step_moves_each_part_once():
     assert gpu.calls == [
         ("sleep", {"weights", "kv_cache"}),
         ("wake", {"reward"}),
+        ("wake", {"student"}),
         ("sleep", {"reward"}),
+        ("sleep", {"student"}),
         ("wake", {"policy"}),
         ("wake", {"reference"}),
         ("wake", {"critic"}),

@@ -51,6 +51,14 @@ def test_roles_of_a_pool_share(pools, gpus, engines_share):
     assert shared.engines_share == engines_share
 
 
+def test_a_student_is_a_worker_group_that_reserves_and_shares_as_the_others_do():
+    with_student = spec(student=role(3))
+    assert with_student.groups["student"].ranks == 3
+    assert sum(len(bundles) for bundles in bundles_of(with_student.demands(), gpu=True).values()) == 8 + 3
+    shared = spec(student=role(2), pools={"actor": "a", "student": "a"})
+    assert sum(len(bundles) for bundles in bundles_of(shared.demands(), gpu=True).values()) == 8
+
+
 def test_a_base_has_no_processes_of_its_own():
     adapted = spec(policy=role(2, lora=LoraSpec(rank=2)), reference=None, reference_is_base=True)
     assert Demand("ref", "ref", 2) not in adapted.demands() and "reference" not in adapted.groups
