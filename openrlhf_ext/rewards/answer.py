@@ -34,18 +34,30 @@ class Answer:
     notes: list[str] | None = None
     turns: list[tuple[tuple[int, float], ...]] | None = None
 
+    def part(self, start: int, stop: int) -> Answer:
+        """Of the samples from `start` to before `stop`."""
+        return Answer(
+            self.rewards[start:stop],
+            None if self.scores is None else self.scores[start:stop],
+            {name: log[start:stop] for name, log in self.logs.items()},
+            None if self.notes is None else self.notes[start:stop],
+            None if self.turns is None else self.turns[start:stop],
+        )
+
 
 class AnswerError(Exception):
     """An answer that cannot be used, or none; `reason` is what it is counted under.
 
-    `answer` is there where only some of its rewards are not finite.
+    `answer` is there where only some rows have none: the rewards of those are not finite. `final` says that asking
+    for the same rows again is no use, or was tried by the source itself.
     """
 
-    def __init__(self, reason: Reason, detail: str, answer: Answer | None = None) -> None:
+    def __init__(self, reason: Reason, detail: str, answer: Answer | None = None, *, final: bool = False) -> None:
         super().__init__(reason, detail, answer)
         self.reason: Reason = reason
         self.detail = detail
         self.answer = answer
+        self.final = final
 
 
 def read_answer(value: Any, n: int) -> Answer:
