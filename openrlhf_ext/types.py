@@ -128,6 +128,13 @@ class RolloutGroup:
     def __post_init__(self) -> None:
         assert all(m.rollout.prompt_id == self.prompt.id for m in self.members), "a stranger in the group"
 
+    def scores_by_role(self) -> dict[str, list[Score]]:
+        """Of the members, by the roles they played; where there are no roles, all under the empty one."""
+        by_role: dict[str, list[Score]] = {}
+        for member in self.members:
+            by_role.setdefault(member.rollout.role, []).append(member.score)
+        return by_role
+
 
 @dataclass(frozen=True, slots=True)
 class FailedGroup:

@@ -3,8 +3,12 @@
 B sequences, A action positions (see `openrlhf_ext.batch.types`). The same four steps for every
 estimator: a baseline from the scores (of the group, of the batch or none), a reward per token (the
 KL penalty on every action, the score on the last one), returns to go (with a critic: generalised
-advantages), and for some estimators normalisation over all actions of the batch. An estimator says
+generalised advantages), and for some estimators normalisation over all actions of the batch. An estimator says
 what it does in these steps.
+
+Answers of several turns: rewards that fell at a turn stay there where the estimator knows a time (`discounted`), and
+what they leave of the score is given at the last action; the others see the score alone. A game of several players:
+nothing is compared over roles, neither a baseline nor a normalisation, for the roles are paid for different things.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ class Estimator:
     paper: str
     shape: Baseline
     norm: Norm = "none"
-    discounted: bool = False  # whether gamma may be other than 1
+    discounted: bool = False  # whether gamma may be other than 1, and a reward be given before the last action
     needs_values: bool = False
 
 
@@ -112,27 +116,49 @@ def advantages(
     kl_BA: Tensor | None,
     settings: AdvantageSettings,
     values_BA: Tensor | None = None,
+    *,
+    turns_BA: Tensor | None = None,
+    role_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Advantages and returns (what a critic learns), both (B, A), zero where `action_BA` is False.
 
     `group_B` are integers that say which rows are samples of the same prompt; groups may have any
     sizes and order. A row without siblings has nothing to be compared with: under a group baseline
     its shaped score is 0. `kl_BA` None: no KL penalty. `values_BA`, a critic's, are read by gae only.
+
+    `turns_BA` are the parts of the scores that fell at a turn, at the turn's last action (None: at none). They are
+    read by gae and reinforce only. Where the score is clipped its turns shrink in the same proportion, so that the
+    rewards of a row always sum to its clipped score. `role_B` are integers that say who played which row; siblings
+    are then those of the same role, and a batch is normalised role by role (None: there is one role).
     """
     estimator = ESTIMATORS[settings.estimator]
+    dtype = torch.promote_types(scores_B.dtype, torch.float32)
     # Group statistics in float64: among equal float32 scores the rounding of the mean would be
     # divided by a standard deviation of the same size and come out as an advantage near 1.
-    shaped_B = estimator.shape(scores_B.double(), group_B).to(torch.promote_types(scores_B.dtype, torch.float32))
+    shaped_B = raw_B = _shaped_by_role(estimator.shape, scores_B.double(), group_B, role_B).to(dtype)
     if settings.reward_clip is not None:
         shaped_B = shaped_B.clamp(*settings.reward_clip)
-    reward_BA = token_rewards(shaped_B, action_BA, kl_BA, settings.kl_coef)
+    turns_BA = turns_BA if estimator.discounted else None
+    if turns_BA is not None:
+        turns_BA = turns_BA * (shaped_B / raw_B).nan_to_num(1.0).clamp(0.0, 1.0)[:, None]
+    reward_BA = token_rewards(shaped_B, action_BA, kl_BA, settings.kl_coef, turns_BA)
     if estimator.needs_values:
         assert values_BA is not None, f"{settings.estimator} needs a critic's values"
         raw_BA = generalised_advantages(reward_BA, values_BA, action_BA, settings.gamma, settings.lambd)
         returns_BA = (raw_BA + values_BA).where(action_BA, 0.0)
     else:
         raw_BA = returns_BA = returns_to_go(reward_BA, settings.gamma).where(action_BA, 0.0)
-    return normalised(raw_BA, action_BA, settings.effective_norm), returns_BA
+    return normalised_by_role(raw_BA, action_BA, settings.effective_norm, role_B), returns_BA
+
+
+def _shaped_by_role(shape: Baseline, scores_B: Tensor, group_B: Tensor, role_B: Tensor | None) -> Tensor:
+    if role_B is None:
+        return shape(scores_B, group_B)
+    shaped_B = torch.empty_like(scores_B)
+    for role in role_B.unique():
+        own_B = role_B == role
+        shaped_B[own_B] = shape(scores_B[own_B], group_B[own_B])
+    return shaped_B
 
 
 def generalised_advantages(
@@ -155,10 +181,19 @@ def generalised_advantages(
     return result_BA
 
 
-def token_rewards(scores_B: Tensor, action_BA: Tensor, kl_BA: Tensor | None, kl_coef: float) -> Tensor:
-    """(B, A): minus the KL penalty on every action, plus the score on the last action of the row."""
+def token_rewards(
+    scores_B: Tensor, action_BA: Tensor, kl_BA: Tensor | None, kl_coef: float, turns_BA: Tensor | None = None
+) -> Tensor:
+    """(B, A): minus the KL penalty on every action, plus the score on the last action of the row.
+
+    With `turns_BA` those parts of the score are where they fell, and the last action has the rest.
+    """
     last_BA = action_BA & (action_BA.cumsum(1) == action_BA.sum(1, keepdim=True))
-    reward_BA = scores_B[:, None] * last_BA
+    if turns_BA is None:
+        reward_BA = scores_B[:, None] * last_BA
+    else:
+        assert not turns_BA[~action_BA].any(), "a turn's reward is given to an action"
+        reward_BA = (scores_B - turns_BA.sum(1))[:, None] * last_BA + turns_BA
     if kl_BA is None or kl_coef == 0.0:
         return reward_BA
     return reward_BA - kl_coef * kl_BA.where(action_BA, 0.0)
@@ -174,6 +209,17 @@ def returns_to_go(reward_BA: Tensor, gamma: float) -> Tensor:
         running_B = reward_BA[:, a] + gamma * running_B
         returns_BA[:, a] = running_B
     return returns_BA
+
+
+def normalised_by_role(values_BA: Tensor, action_BA: Tensor, norm: Norm, role_B: Tensor | None) -> Tensor:
+    """`normalised`, with the statistics of the row's own role."""
+    if role_B is None:
+        return normalised(values_BA, action_BA, norm)
+    result_BA = torch.zeros_like(values_BA)
+    for role in role_B.unique():
+        own_BA = action_BA & (role_B == role)[:, None]
+        result_BA = normalised(values_BA, own_BA, norm).where(own_BA, result_BA)
+    return result_BA
 
 
 def normalised(values_BA: Tensor, action_BA: Tensor, norm: Norm) -> Tensor:

@@ -45,12 +45,21 @@ def infer(batch: TokenBatch, settings: RLSettings, roles: RLRoles) -> Signals:
 
 
 def estimate(groups: Sequence[RolloutGroup], batch: TokenBatch, signals: Signals, settings: RLSettings) -> Experience:
-    """Scores and signals to advantages, with the columns that the objectives read."""
+    """Scores and signals to advantages, with the columns that the objectives read.
+
+    A length penalty is of the answer as a whole: it moves what the turns leave of the score, and no turn.
+    """
     scores_B = penalised_scores(groups, settings)
     group_B = torch.tensor([index for index, group in enumerate(groups) for _ in group.members])
-    kl_BA = reward_kl(signals, settings)
     advantages_BA, returns_BA = advantages(
-        scores_B, group_B, batch.action_BA, kl_BA, settings.advantage, signals.values_BA
+        scores_B,
+        group_B,
+        batch.action_BA,
+        reward_kl(signals, settings),
+        settings.advantage,
+        signals.values_BA,
+        turns_BA=turn_rewards(groups, batch),
+        role_B=role_numbers(groups),
     )
     columns = {"advantages": advantages_BA, "returns": returns_BA, "sampler_logp": batch.sampler_logp_BA}
     if signals.old_logp_BA is not None:
@@ -71,6 +80,25 @@ def penalised_scores(groups: Sequence[RolloutGroup], settings: RLSettings) -> Te
     lengths_B = torch.tensor([member.rollout.response_length for member in members])
     truncated_B = torch.tensor([member.rollout.finish_reason == "length" for member in members])
     return penalised(scores_B, lengths_B, truncated_B, settings.length_penalties)
+
+
+def turn_rewards(groups: Sequence[RolloutGroup], batch: TokenBatch) -> Tensor | None:
+    """(B, A) the parts of the scores that fell at a turn; None where the scores know of no turns."""
+    turns = [member.score.turns for group in groups for member in group.members]
+    if not any(turns):
+        return None
+    turns_BA = torch.zeros_like(batch.sampler_logp_BA)
+    for row, fell in enumerate(turns):
+        for position, reward in fell:
+            turns_BA[row, position - 1] += reward  # column a speaks of token a + 1
+    return turns_BA
+
+
+def role_numbers(groups: Sequence[RolloutGroup]) -> Tensor | None:
+    """(B,) a number for each role; None where there is one."""
+    roles = [member.rollout.role for group in groups for member in group.members]
+    numbers = {role: number for number, role in enumerate(sorted(set(roles)))}
+    return torch.tensor([numbers[role] for role in roles]) if len(numbers) > 1 else None
 
 
 def reward_kl(signals: Signals, settings: RLSettings) -> Tensor | None:

@@ -12,15 +12,16 @@ from openrlhf_ext.batch.types import Experience, Signals
 from openrlhf_ext.trainers.experience import penalised_scores, reward_kl
 from openrlhf_ext.trainers.rollouts import StepRollouts
 from openrlhf_ext.trainers.settings import RLSettings
-from openrlhf_ext.types import Metric, Report, RolloutGroup, mean_metric
+from openrlhf_ext.types import Metric, Report, RolloutGroup, Score, ScoredRollout, mean_metric
 
 
 def rollout_report(step: StepRollouts, version: int) -> dict[str, Metric]:
     """Figures of one step's rollouts; `version` is the weight version that is trained.
 
     Rewards are the reward function's own (before penalties, clipping and KL); `group/*` look at the n samples of one
-    prompt, whose spread is what a group estimator learns from. Every prompt that was consumed is in `rollout/prompts`
-    or in `rollout/filtered_groups`; `rollout/passed` is the share of the scored groups that passed the filter.
+    prompt (in a game, of one role), whose spread is what a group estimator learns from. Every prompt that was consumed
+    is in `rollout/prompts` or in `rollout/filtered_groups`; `rollout/passed` is the share of the scored groups that
+    passed the filter.
     """
     failed, filtered = step.recorded.failed, step.recorded.filtered
     scored = len(step.groups) + len(filtered)
@@ -38,6 +39,7 @@ def rollout_report(step: StepRollouts, version: int) -> dict[str, Metric]:
     if not step.groups:
         return report
     rollouts = step.rollouts
+    roles = {rollout.role for rollout in rollouts}
     lengths = [float(rollout.response_length) for rollout in rollouts]
     staleness = [float(version - rollout.versions[0]) for rollout in rollouts]
     return report | {
@@ -48,26 +50,56 @@ def rollout_report(step: StepRollouts, version: int) -> dict[str, Metric]:
         "rollout/samples": Metric(len(rollouts), reduction="sum"),
         "rollout/staleness": mean_metric(staleness),
         "rollout/staleness_max": Metric(max(staleness), reduction="max"),
+        **(_figures_of_roles(step.groups) if len(roles) > 1 else {}),
     }
+
+
+def _figures_of_roles(groups: Sequence[RolloutGroup]) -> dict[str, Metric]:
+    """`NAME/role/ROLE` for every role of a game: its rewards with their parts, its answers and how many there are."""
+    by_role: dict[str, list[ScoredRollout]] = {}
+    for group in groups:
+        for member in group.members:
+            by_role.setdefault(member.rollout.role, []).append(member)
+    figures: dict[str, Metric] = {}
+    for role, members in sorted(by_role.items()):
+        rewards = [member.score.value for member in members]
+        rollouts = [member.rollout for member in members]
+        figures |= {
+            f"{name}/role/{role}": metric
+            for name, metric in {
+                "reward": mean_metric(rewards),
+                "reward/std": Metric(pstdev(rewards)),
+                **_parts([member.score for member in members]),
+                "response/length": mean_metric([float(rollout.response_length) for rollout in rollouts]),
+                "response/truncated": mean_metric([float(rollout.finish_reason == "length") for rollout in rollouts]),
+                "rollout/samples": Metric(len(members), reduction="sum"),
+            }.items()
+        }
+    return figures
 
 
 def _reward_figures(groups: Sequence[RolloutGroup]) -> dict[str, Metric]:
     scores = [member.score for group in groups for member in group.members]
     rewards = [score.value for score in scores]
-    spreads = [pstdev([member.score.value for member in group.members]) for group in groups]
-    parts: dict[str, list[float]] = {}
-    for score in scores:
-        for name, value in score.parts.items():
-            parts.setdefault(name, []).append(value)
+    siblings = [scores for group in groups for scores in group.scores_by_role().values()]
+    spreads = [pstdev([score.value for score in scores]) for scores in siblings]
     return {
         "reward": mean_metric(rewards),
         "reward/std": Metric(pstdev(rewards)),
         "reward/min": Metric(min(rewards), reduction="min"),
         "reward/max": Metric(max(rewards), reduction="max"),
-        **{f"reward/part/{name}": mean_metric(values) for name, values in parts.items()},
+        **_parts(scores),
         "group/std": mean_metric(spreads),
         "group/zero_std": mean_metric([float(spread == 0.0) for spread in spreads]),
     }
+
+
+def _parts(scores: Sequence[Score]) -> dict[str, Metric]:
+    parts: dict[str, list[float]] = {}
+    for score in scores:
+        for name, value in score.parts.items():
+            parts.setdefault(name, []).append(value)
+    return {f"reward/part/{name}": mean_metric(values) for name, values in parts.items()}
 
 
 def experience_report(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass, field, replace
@@ -184,7 +184,7 @@ class RolloutSource:
         with self._clock("generate"):
             rollouts = self._generator.generate(prompts, sampling)
             self._clock.count(sum(rollout.response_length for siblings in rollouts for rollout in siblings))
-        assert all(len(siblings) == sampling.n for siblings in rollouts), "n rollouts of every prompt"
+        assert all(_complete(siblings, sampling.n) for siblings in rollouts), "n rollouts of every prompt"
         self._go_on()
         with self._clock("score"):
             results = self._reward.score(list(zip(prompts, rollouts, strict=True)))
@@ -228,3 +228,13 @@ class RolloutSource:
             failed=tuple(outcome for outcome in outcomes if isinstance(outcome, FailedGroup)),
             filtered=tuple(group for group in scored if not self._settings.keeps(group)),
         )
+
+
+def _complete(siblings: Sequence[Rollout], n: int) -> bool:
+    """Whether these are n samples of a prompt. In a game they are of n episodes, each with at most one for a role:
+    who did not speak has none.
+    """
+    if len({rollout.sample for rollout in siblings}) != len(siblings):
+        return False
+    of_role = Counter(rollout.role for rollout in siblings)
+    return len(siblings) >= n and max(of_role.values()) <= n

@@ -81,13 +81,18 @@ class RLSettings:
     def keeps(self, group: RolloutGroup) -> bool:
         """Whether dynamic filtering keeps this group: its mean is strictly within the range (DAPO: Yu et al. 2025,
         arXiv:2503.14476, eq. 11). It looks at the scores' `filter_value`s, or at the rewards where there are none.
+
+        In a game the mean is that of each role by itself, and one role within the range keeps the group: what one
+        player wins the other may lose, so that a mean over both would say nothing.
         """
         if self.filter_range is None:
             return True
-        scores = [member.score for member in group.members]
-        values = [score.value if score.filter_value is None else score.filter_value for score in scores]
         low, high = self.filter_range
-        return low < sum(values) / len(values) < high
+        for scores in group.scores_by_role().values():
+            values = [score.value if score.filter_value is None else score.filter_value for score in scores]
+            if low < sum(values) / len(values) < high:
+                return True
+        return False
 
 
 @dataclass(frozen=True, slots=True)
