@@ -3,12 +3,15 @@
 One row per rollout, the columns as in `_SCHEMA`. Rollouts that were not trained on are kept too: those of a group
 that could not be scored with an empty `reward` and the reason in `failure`, those that were filtered out with
 `filtered` set.
+
+An answer of an environment has what that says of it: `outcome` (its score, or why the episode failed), `turns` (its
+rewards where they fell) and `episode` (its JSON values). `reward_turns` are the parts of `reward` that fell at a turn.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,20 +20,32 @@ import pyarrow.parquet as pq
 
 from openrlhf_ext.errors import DataError
 from openrlhf_ext.track.files import sync_folder
-from openrlhf_ext.types import FailedGroup, Prompt, Rollout, RolloutGroup, Score, ScoredRollout, ScoreFailure
+from openrlhf_ext.types import (
+    FailedGroup,
+    Outcome,
+    Prompt,
+    Rollout,
+    RolloutGroup,
+    Score,
+    ScoredRollout,
+    ScoreFailure,
+)
 
+_TURNS = pa.list_(pa.struct([("position", pa.int32()), ("reward", pa.float64())]))  # position in token_ids
 _SCHEMA = pa.schema(
     [
         ("step", pa.int64()),
         ("epoch", pa.int64()),
         ("prompt_id", pa.string()),
         ("sample", pa.int32()),
+        ("role", pa.string()),  # who played it in a game, else empty
         ("source", pa.string()),
         ("prompt", pa.string()),
         ("response", pa.string()),
         ("label", pa.string()),  # JSON
         ("meta", pa.string()),  # JSON
         ("prompt_tokens", pa.int32()),  # how many of token_ids are the prompt's
+        ("prompt_ids", pa.list_(pa.int32())),  # the prompt's tokens, where token_ids do not begin with them
         ("token_ids", pa.list_(pa.int32())),
         ("action_mask", pa.list_(pa.bool_())),
         ("logprobs", pa.list_(pa.float32())),  # the sampler's, 0 off actions
@@ -38,6 +53,10 @@ _SCHEMA = pa.schema(
         ("filter_value", pa.float64()),
         ("parts", pa.map_(pa.string(), pa.float64())),
         ("notes", pa.map_(pa.string(), pa.string())),
+        ("reward_turns", _TURNS),
+        ("outcome", pa.string()),  # JSON
+        ("turns", _TURNS),
+        ("episode", pa.string()),  # JSON
         ("failure", pa.string()),
         ("filtered", pa.bool_()),
         ("finish_reason", pa.string()),
@@ -63,7 +82,7 @@ def rollout_path(folder: Path, step: int) -> Path:
 def write_rollouts(folder: Path, step: int, recorded: RecordedStep) -> Path:
     """Write the rollouts of one step; the file is there completely or not at all.
 
-    Raises DataError where a label or a prompt's meta data is not a JSON value.
+    Raises DataError where a label, a prompt's meta data or what an episode returned is not a JSON value.
     """
     rows = [
         _row(step, recorded.epoch, group.prompt, member.rollout, member.score, filtered=filtered)
@@ -134,30 +153,69 @@ def _row(
     failure: ScoreFailure | None = None,
     filtered: bool = False,
 ) -> dict[str, Any]:
+    begins = rollout.token_ids[: len(prompt.token_ids)] == prompt.token_ids
     return {
         "step": step,
         "epoch": epoch,
         "prompt_id": prompt.id,
         "sample": rollout.sample,
+        "role": rollout.role,
         "source": prompt.source,
         "prompt": prompt.text,
         "response": rollout.text,
         "label": _json(prompt.label, prompt.id, "label"),
         "meta": _json(dict(prompt.meta), prompt.id, "meta"),
-        "prompt_tokens": len(prompt.token_ids),
+        "prompt_tokens": len(prompt.token_ids) if begins else 0,
+        "prompt_ids": None if begins else prompt.token_ids,
         "token_ids": rollout.token_ids,
         "action_mask": rollout.action_mask,
         "logprobs": rollout.logprobs,
-        "reward": None if score is None else score.value,
-        "filter_value": None if score is None else score.filter_value,
-        "parts": [] if score is None else list(score.parts.items()),
-        "notes": [] if score is None else list(score.notes.items()),
+        **_score_columns(score),
+        **_outcome_columns(rollout),
         "failure": None if failure is None else f"{failure.reason}: {failure.detail}",
         "filtered": filtered,
         "finish_reason": rollout.finish_reason,
         "version_min": rollout.versions[0],
         "version_max": rollout.versions[1],
     }
+
+
+def _score_columns(score: Score | None) -> dict[str, Any]:
+    if score is None:
+        return {"reward": None, "filter_value": None, "parts": [], "notes": [], "reward_turns": []}
+    return {
+        "reward": score.value,
+        "filter_value": score.filter_value,
+        "parts": list(score.parts.items()),
+        "notes": list(score.notes.items()),
+        "reward_turns": _turn_rows(score.turns),
+    }
+
+
+def _outcome_columns(rollout: Rollout) -> dict[str, Any]:
+    outcome = rollout.outcome
+    if outcome is None:
+        return {"outcome": None, "turns": [], "episode": None}
+    if isinstance(outcome, ScoreFailure):
+        failed = json.dumps({"failed": outcome.reason, "detail": outcome.detail}, ensure_ascii=False)
+        return {"outcome": failed, "turns": [], "episode": None}
+    score = outcome.score
+    said: dict[str, Any] = {
+        "reward": score.value,
+        "filter_value": score.filter_value,
+        "parts": dict(score.parts),
+        "notes": dict(score.notes),
+        "turns": score.turns,
+    }
+    return {
+        "outcome": json.dumps(said, ensure_ascii=False),
+        "turns": _turn_rows(outcome.turns),
+        "episode": _json(dict(outcome.info), rollout.prompt_id, "episode"),
+    }
+
+
+def _turn_rows(turns: Sequence[tuple[int, float]]) -> list[dict[str, Any]]:
+    return [{"position": position, "reward": reward} for position, reward in turns]
 
 
 def _json(value: Any, prompt_id: str, what: str) -> str:
@@ -170,7 +228,7 @@ def _json(value: Any, prompt_id: str, what: str) -> str:
 def _prompt(row: Mapping[str, Any]) -> Prompt:
     return Prompt(
         id=row["prompt_id"],
-        token_ids=tuple(row["token_ids"][: row["prompt_tokens"]]),
+        token_ids=tuple(row["prompt_ids"] or row["token_ids"][: row["prompt_tokens"]]),
         text=row["prompt"],
         label=json.loads(row["label"]),
         source=row["source"],
@@ -188,11 +246,29 @@ def _rollout(row: Mapping[str, Any]) -> Rollout:
         text=row["response"],
         finish_reason=row["finish_reason"],
         versions=(row["version_min"], row["version_max"]),
+        outcome=_outcome(row),
+        role=row["role"],
     )
 
 
 def _score(row: Mapping[str, Any]) -> Score:
-    return Score(row["reward"], dict(row["parts"]), row["filter_value"], dict(row["notes"]))
+    turns = _turns(row["reward_turns"])
+    return Score(row["reward"], dict(row["parts"]), row["filter_value"], dict(row["notes"]), turns)
+
+
+def _outcome(row: Mapping[str, Any]) -> Outcome | ScoreFailure | None:
+    if row["outcome"] is None:
+        return None
+    said = json.loads(row["outcome"])
+    if "failed" in said:
+        return ScoreFailure(said["failed"], said["detail"])
+    turns = tuple((position, reward) for position, reward in said["turns"])
+    score = Score(said["reward"], said["parts"], said["filter_value"], said["notes"], turns)
+    return Outcome(score, _turns(row["turns"]), json.loads(row["episode"]))
+
+
+def _turns(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[int, float], ...]:
+    return tuple((row["position"], row["reward"]) for row in rows)
 
 
 def _failure(text: str) -> ScoreFailure:
