@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import tenacity
@@ -18,7 +19,7 @@ from openrlhf_ext.rewards.answer import (
     bad_positions,
 )
 from openrlhf_ext.rewards.normalise import Scaled, normalised
-from openrlhf_ext.rewards.process import RewardBatch
+from openrlhf_ext.rewards.process import AsksLater, RewardBatch
 from openrlhf_ext.rewards.sources import Normalisation, RewardSettings, RewardSource, RoleSource
 from openrlhf_ext.types import Metric, Outcome, Prompt, Report, Rollout, Score, ScoreFailure, merge_reports
 
@@ -63,6 +64,7 @@ class WeightedReward:
         self._normalises = any(how != "none" for how in self._scales)
         self._settings = settings
         self._tokenizer = tokenizer
+        self._tried_later: list[tuple[RewardSource, RewardBatch]] = []
         self.retries: Counter[str] = Counter()
 
     @property
@@ -82,23 +84,30 @@ class WeightedReward:
     def probe(self, prompts: Sequence[Prompt] = ()) -> None:
         """Import each file or server and call it once on two samples, of `prompts` where given.
 
+        The trial of a file that asks the judge is made before the first `score`, for the judge is started later.
         Raises RewardError that shows the expected and the found signature or return.
         """
         pair = [*prompts[:2]] or [Prompt("probe", (), "What is 1 + 0?", "1")]
         pair = [pair[0], pair[-1]]
         texts = [prompt.text + response for prompt, response in zip(pair, PROBE_RESPONSES, strict=True)]
-        batch = _batch(pair, texts)
+        batch = replace(_batch(pair, texts), trial=True)
         for source in self._texts:
             source.start()
             try:
-                answer = source.ask(batch, self._settings.timeout_s)
-                _require_finite(answer)
-            except AnswerError as error:
-                raise RewardError(
-                    f"reward {source.origin} failed its trial call on two samples ({error.reason}: {error.detail}); "
-                    f"expected {EXPECTED_SIGNATURE} -> {EXPECTED_RETURN}; found {source.signature}, "
-                    f"with the columns {', '.join(batch.columns) or 'none'} for its keyword arguments."
-                ) from None
+                self._try(source, batch)
+            except AsksLater:
+                self._tried_later.append((source, replace(batch, trial=False)))
+
+    def _try(self, source: RewardSource, batch: RewardBatch) -> None:
+        try:
+            answer = source.ask(batch, self._settings.timeout_s)
+            _require_finite(answer)
+        except AnswerError as error:
+            raise RewardError(
+                f"reward {source.origin} failed its trial call on two samples ({error.reason}: {error.detail}); "
+                f"expected {EXPECTED_SIGNATURE} -> {EXPECTED_RETURN}; found {source.signature}, "
+                f"with the columns {', '.join(batch.columns) or 'none'} for its keyword arguments."
+            ) from None
 
     def score(self, groups: Groups) -> list[list[Score] | ScoreFailure]:
         """Scores of each group in order, or its failure. Raises RewardError under `on_error abort`."""
@@ -107,6 +116,8 @@ class WeightedReward:
     def _score(self, groups: Groups, *, normalises: bool) -> list[list[Score] | ScoreFailure]:
         if not groups:
             return []
+        while self._tried_later:
+            self._try(*self._tried_later.pop())
         sizes = [len(rollouts) for _, rollouts in groups]
         samples = [(prompt, rollout) for prompt, rollouts in groups for rollout in rollouts]
         batch = _batch([prompt for prompt, _ in samples], self._queries(groups), samples)
@@ -161,6 +172,8 @@ class WeightedReward:
         for size, part in zip(sizes, known, strict=True):
             if part is not None and not bad_positions(part):
                 answers.append(part)
+            elif part is not None and error.final:
+                answers.append(ScoreFailure(error.reason, f"{source.name}: {error.detail}"))
             else:
                 answers.append(_asked_alone(source, batch.part(start, start + size), share))
             start += size

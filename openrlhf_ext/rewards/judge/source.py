@@ -71,6 +71,7 @@ class JudgeSource:
                 REASONS.get(first, "exception"),
                 f"no verdict on {len(failures)} of {len(cases)} responses ({counted}; {detail})",
                 answer,
+                final=True,  # what can be asked again was, one by one
             )
         return answer
 
