@@ -45,7 +45,7 @@ class WeightedReward:
     A call that fails is repeated up to `max_retries` times, unless its source did so itself. After that `on_error
     abort` raises RewardError; under `drop_group` a reward that is not finite fails its own group, and after any other
     failure each group that has no rewards is asked for once by itself, within its share of the time limit, to find
-    those that fail. `retries` counts the repeated calls by their reason, since the last `take_report`.
+    those that fail; not where the source's failure for them is final. `retries` counts the repeated calls by their reason, since the last `take_report`.
     """
 
     def __init__(
@@ -161,11 +161,17 @@ class WeightedReward:
                     f"reward {source.origin} failed{tries} "
                     f"({error.reason}: {error.detail}); mend it, or give --reward.on_error drop_group."
                 ) from None
-            known: list[Answer | None] = [None] * len(sizes)
-            if error.answer is not None:
-                known = list(_split(error.answer, sizes))
-            if error.reason == "not_finite":
-                return [_checked(source, part) for part in known if part is not None]
+            return self._ask_by_group(source, batch, sizes, error)
+
+    def _ask_by_group(
+        self, source: RewardSource, batch: RewardBatch, sizes: Sequence[int], error: AnswerError
+    ) -> list[Answer | ScoreFailure]:
+        """After an error for the whole batch: the groups that it answered, and each of the others by itself."""
+        known: list[Answer | None] = [None] * len(sizes)
+        if error.answer is not None:
+            known = list(_split(error.answer, sizes))
+        if error.reason == "not_finite":
+            return [_checked(source, part) for part in known if part is not None]
         share = min(max(self._settings.timeout_s / len(sizes), SHORTEST_SHARE_S), self._settings.timeout_s)
         answers: list[Answer | ScoreFailure] = []
         start = 0
