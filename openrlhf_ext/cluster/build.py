@@ -147,9 +147,11 @@ def build_roles(spec: RolesSpec, memory: MemoryLog | None = None) -> RemoteRoles
     phases = Phases(_sleepers(spec, groups, engine_sleeper if takes_turns else None), ["engines"] * takes_turns)
     aside = Phases({}) if spec.overlapping else phases
     generator = RemoteGenerator(engines, aside, spec.engines.settings.partial, memory)
+    transport = spec.engines.settings.transport
+    assert transport is not None, "the policy's engines get its weights"
     links = EngineLinks(
         engines=engines,
-        transport=spec.engines.settings.transport,
+        transport=transport,
         bucket_bytes=spec.engines.bucket_bytes,
         tensor_parallel_size=spec.engines.settings.tensor_parallel_size,
     )

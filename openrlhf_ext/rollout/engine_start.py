@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from openrlhf_ext.device import Device
 from openrlhf_ext.errors import DataError, OutOfMemory, ResourceError, Shortage
+from openrlhf_ext.rollout.agents.settings import AgentSettings
 from openrlhf_ext.rollout.transfer import Transport
 
 if TYPE_CHECKING:
@@ -21,12 +22,14 @@ class EngineSettings:
     """What an engine is made of. Sizes in tokens and GiB; `None` leaves the choice to vLLM."""
 
     model: str  # a Hugging Face folder or hub name, with its tokenizer
-    transport: Transport
+    transport: Transport | None  # None: its weights never change
     max_model_len: int  # prompt and response together
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     seed: int = 0
     max_num_seqs: int = 256  # requests in one engine step
     enable_prefix_caching: bool = True
+    role: Literal["engines", "judge"] = "engines"  # a judge's answers may be bound to a JSON schema
+    agent: AgentSettings | None = None  # it plays episodes
     partial: bool = False  # weights may be replaced while another thread generates: answers go on under the new ones
     # GPU only
     tensor_parallel_size: int = 1
@@ -50,19 +53,17 @@ def start_engine(settings: EngineSettings, device: Device, sleep: bool) -> Any:
         # vLLM's only type for "does not fit"; other ValueErrors are about the model and speak for themselves.
         if "memory" not in str(error).lower():
             raise
-        remedy = "vllm.kv_cache_gb" if device.kind == "cpu" else "vllm.gpu_memory_utilization"
+        section = "judge" if settings.role == "judge" else "vllm"
+        remedy = f"{section}.kv_cache_gb" if device.kind == "cpu" else f"{section}.gpu_memory_utilization"
         reason = (
             f"the engine cannot serve sequences of {settings.max_model_len} tokens with {settings.model}: "
             f"change --{remedy} or shorten the lengths; vLLM says: {str(error).partition('. ')[0]}"
         )
-        raise OutOfMemory(Shortage("engines", "load", reason)) from error
+        raise OutOfMemory(Shortage(settings.role, "load", reason)) from error
 
 
 def _engine_args(settings: EngineSettings, device: Device, sleep: bool) -> EngineArgs:
-    from vllm.config.weight_transfer import WeightTransferConfig
     from vllm.engine.arg_utils import EngineArgs
-
-    from openrlhf_ext.rollout.receiver import PREFIX, WorkerExtension
 
     of_device: Mapping[str, Any]
     if device.kind == "cpu":
@@ -94,12 +95,26 @@ def _engine_args(settings: EngineSettings, device: Device, sleep: bool) -> Engin
         enable_prefix_caching=settings.enable_prefix_caching,
         logprobs_mode="processed_logprobs",
         distributed_executor_backend="uni" if settings.tensor_parallel_size == 1 else "mp",
-        worker_extension_cls=f"{WorkerExtension.__module__}.{WorkerExtension.__qualname__}",
-        weight_transfer_config=WeightTransferConfig(backend=PREFIX + settings.transport),
         disable_log_stats=True,
         use_tqdm_on_load=False,
         **of_device,
+        **_of_role(settings),
     )
+
+
+def _of_role(settings: EngineSettings) -> dict[str, Any]:
+    if settings.role == "judge":
+        # White space between the parts of an answer would be tokens that say nothing.
+        return {"structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True}}
+    from vllm.config.weight_transfer import WeightTransferConfig
+
+    from openrlhf_ext.rollout.receiver import PREFIX, WorkerExtension
+
+    assert settings.transport is not None, "an engine that samples from the policy gets its weights"
+    return {
+        "worker_extension_cls": f"{WorkerExtension.__module__}.{WorkerExtension.__qualname__}",
+        "weight_transfer_config": WeightTransferConfig(backend=PREFIX + settings.transport),
+    }
 
 
 def need_libnuma() -> None:

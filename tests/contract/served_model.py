@@ -51,10 +51,10 @@ class WatchedEngine(VllmEngine):
 class EngineProcess:
     """An engine in a child process: `start(method, ...)` returns a handle, `call` waits for its result."""
 
-    def __init__(self, settings: EngineSettings, device: Device) -> None:
+    def __init__(self, settings: EngineSettings, device: Device, kind: type = WatchedEngine) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, settings, device), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, settings, device, kind), daemon=True)
         self._process.start()
         theirs.close()
         self._started = False
@@ -83,10 +83,10 @@ class EngineProcess:
             self._process.kill()
 
 
-def _serve(pipe: Connection, settings: EngineSettings, device: Device) -> None:
+def _serve(pipe: Connection, settings: EngineSettings, device: Device, kind: type) -> None:
     os.environ.update(device.environment() | engine_environment(device, threads=1))
     try:
-        engine = WatchedEngine(settings, device)
+        engine = kind(settings, device)
         pipe.send((None, None))
     except Exception as error:
         pipe.send((None, error))
