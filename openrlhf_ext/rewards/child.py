@@ -1,9 +1,10 @@
 """The process that runs one user's reward file: `python -m openrlhf_ext.rewards.child FD FILE`.
 
 It speaks over the inherited socket FD: pickled requests in, JSON replies out (so nothing that user code
-makes is unpickled in the trainer). The first reply says how loading went. User output goes to the
-inherited stdout and stderr. When the trainer goes, however it goes, the socket closes and this process
-kills its whole group, also while user code hangs. Standard library only: it starts in 0.1 s unless
+makes is unpickled in the trainer). The first reply says how loading went. Before the reply to a call may come
+questions to the judge, which the trainer's process asks; their answers come back over the same socket. User
+output goes to the inherited stdout and stderr. When the trainer goes, however it goes, the socket closes and
+this process kills its whole group, also while user code hangs. Standard library only: it starts in 0.1 s unless
 the user's file imports more.
 """
 
@@ -21,6 +22,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Future
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
@@ -67,27 +69,102 @@ def load(path: str) -> tuple[Callable[..., Any] | None, dict[str, Any]]:
     return function, {"signature": f"{FUNCTION}{signature}"}
 
 
-def accepted(function: Callable[..., Any], columns: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
-    """Those columns of the rows that the function takes by name (all of them with `**kwargs`)."""
+class NoJudgeYet(BaseException):
+    """Ends a trial call where it asks a judge that is started later. No Exception: user code is not to catch it."""
+
+
+class Wire:
+    """The socket to the trainer, which several threads may write to."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._lock = threading.Lock()
+        self._waiting: dict[int, Future[list[Any]]] = {}
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        data = json.dumps(message).encode()
+        with self._lock:
+            self.connection.send_bytes(data)
+
+    def ask(self, question: Mapping[str, Any]) -> Future[list[Any]]:
+        """Send a question to the judge; the future has its answers."""
+        answers: Future[list[Any]] = Future()
+        with self._lock:
+            number = len(self._waiting)
+            self._waiting[number] = answers
+        self.send({"ask": number, **question})
+        return answers
+
+    def answered(self, message: Mapping[str, Any]) -> None:
+        answers = self._waiting[message["ask"]]
+        if "error" in message:
+            answers.set_exception(RuntimeError(message["error"]))
+        else:
+            answers.set_result(message["answers"])
+
+
+class Judge:
+    """What user code is given as `judge`: the run's judge, which the trainer's process asks."""
+
+    def __init__(self, wire: Wire, *, is_there: bool) -> None:
+        self._wire = wire
+        self._is_there = is_there
+
+    def ask(self, items: Sequence[Any], schema: Mapping[str, Any] | None = None, **options: Any) -> list[Any]:
+        """The judge's answers to texts or conversations, in their order; it returns when all are there.
+
+        With a JSON schema an answer is the parsed JSON, without one the text; None where there is no answer.
+        """
+        return self._ask(items, schema, options).result()
+
+    async def ask_async(self, items: Sequence[Any], schema: Mapping[str, Any] | None = None, **options: Any) -> Any:
+        """The same for `async def` functions: others go on meanwhile."""
+        import asyncio
+
+        return await asyncio.wrap_future(self._ask(items, schema, options))
+
+    def _ask(self, items: Sequence[Any], schema: Any, options: Mapping[str, Any]) -> Future[list[Any]]:
+        if isinstance(items, str):
+            raise ValueError("judge.ask takes a list of texts, not one text: judge.ask([text])")
+        if unknown := set(options) - {"max_new_tokens", "temperature"}:
+            raise TypeError(f"judge.ask has no argument {', '.join(sorted(unknown))}")
+        if not self._is_there:
+            raise NoJudgeYet
+        return self._wire.ask({"items": list(items), "schema": schema, "options": dict(options)})
+
+
+def accepted(
+    function: Callable[..., Any], columns: Mapping[str, Sequence[Any]], judge: Judge | None = None
+) -> dict[str, Any]:
+    """Those columns of the rows that the function takes by name (all of them with `**kwargs`), and the judge.
+
+    Where no judge is configured, `judge` is None for a function that names it, and not there for `**kwargs`.
+    """
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
         return {}
     positional = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     taken = set(positional[:3])  # queries, prompts and labels, whatever the function calls them
+    if judge is not None or ("judge" in parameters and "judge" not in columns):
+        columns = {**columns, "judge": judge}  # type: ignore[dict-item]
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return {name: column for name, column in columns.items() if name not in taken}
     return {name: column for name, column in columns.items() if name in parameters and name not in taken}
 
 
-def call(function: Callable[..., Any], request: Mapping[str, Any]) -> dict[str, Any]:
+def call(function: Callable[..., Any], request: Mapping[str, Any], wire: Wire) -> dict[str, Any]:
     """Call the function once; the reply to the trainer."""
     queries = request["queries"]
+    judge = None if request["judge"] is None else Judge(wire, is_there=request["judge"])
     try:
-        value = function(queries, request["prompts"], request["labels"], **accepted(function, request["columns"]))
+        keywords = accepted(function, request["columns"], judge)
+        value = function(queries, request["prompts"], request["labels"], **keywords)
         if inspect.isawaitable(value):
             value = _event_loop().run_until_complete(_awaited(value))
         answer = read_answer(value, len(queries))
+    except NoJudgeYet:
+        return {"later": True}
     except AnswerError as error:
         return {"failure": error.reason, "detail": error.detail}
     except (Exception, SystemExit):
@@ -119,27 +196,31 @@ def _tail() -> str:
     return "\n".join(lines[-TRACEBACK_LINES:])
 
 
-def _listen(connection: Connection, requests: queue.SimpleQueue[Any]) -> None:
-    """Hand requests to the main thread; end the whole group once the trainer is gone."""
+def _listen(wire: Wire, requests: queue.SimpleQueue[Any]) -> None:
+    """Hand requests to the main thread and answers to those who wait; end the whole group once the trainer is gone."""
     while True:
         try:
-            requests.put(pickle.loads(connection.recv_bytes()))
+            message = pickle.loads(wire.connection.recv_bytes())
         except (EOFError, OSError):
             os.killpg(os.getpgrp(), signal.SIGKILL)
+        if "ask" in message:
+            wire.answered(message)
+        else:
+            requests.put(message)
 
 
 def main() -> None:
-    connection = Connection(int(sys.argv[1]))
+    wire = Wire(Connection(int(sys.argv[1])))
     requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(connection, requests), daemon=True).start()
+    threading.Thread(target=_listen, args=(wire, requests), daemon=True).start()
     function, reply = load(sys.argv[2])
-    connection.send_bytes(json.dumps(reply).encode())
+    wire.send(reply)
     while True:
         request = requests.get()
         assert function is not None, "the trainer does not call what failed to load"
-        reply = call(function, request)
+        reply = call(function, request, wire)
         sys.stdout.flush()
-        connection.send_bytes(json.dumps(reply).encode())
+        wire.send(reply)
 
 
 if __name__ == "__main__":

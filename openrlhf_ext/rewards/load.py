@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from openrlhf_ext.errors import RewardError, missing_file
-from openrlhf_ext.rewards.process import PluginSource
-from openrlhf_ext.rewards.sources import AsksJudge, RewardSettings, RewardSource, RoleSource
+from openrlhf_ext.rewards.process import AsksJudge, PluginSource
+from openrlhf_ext.rewards.sources import RewardSettings, RewardSource, RoleSource
 from openrlhf_ext.rewards.weighted import PROBE_RESPONSES, WeightedReward
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _open(spec: str, name: str, settings: RewardSettings, judge: AsksJudge | Non
         raise RewardError(f"reward {spec!r} is neither a Python file (.py) nor an http(s) URL.")
     if not path.is_file():
         raise RewardError(f"reward file {missing_file(path)}")
-    return PluginSource(name, path.resolve(), load_timeout_s=settings.load_timeout_s)
+    return PluginSource(name, path.resolve(), load_timeout_s=settings.load_timeout_s, judge=judge)
 
 
 def _source_names(specs: Sequence[str]) -> list[str]:

@@ -10,24 +10,48 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import openrlhf_ext
-from openrlhf_ext.errors import RewardError
+from openrlhf_ext.errors import RewardError, UserError
 from openrlhf_ext.rewards.answer import EXPECTED_SIGNATURE, Answer, AnswerError
 from openrlhf_ext.types import Prompt, Report, Rollout
+
+AT_ONCE_S = 0.005
+"""Questions that come within it of each other are asked together."""
+
+
+class AsksJudge(Protocol):
+    """The run's judge, as reward files are given it."""
+
+    def ask(
+        self,
+        items: Sequence[Any],
+        schema: Mapping[str, Any] | None = None,
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+    ) -> list[Any]:
+        """An answer for each text or conversation: its text, or parsed JSON with a schema; None where there is none.
+
+        Raises ValueError for a question that is none.
+        """
+        ...
+
+    def take_report(self) -> Report: ...
 
 
 @dataclass(frozen=True, slots=True)
 class RewardBatch:
     """One entry per sample in every list. `columns` are the other columns of the samples' rows.
 
-    `samples` are what the texts are of; a trial call has none.
+    `samples` are what the texts are of; a request over HTTP and a trial call have none. `trial` is the call that is
+    made before any model is there.
     """
 
     queries: list[str]
@@ -35,6 +59,7 @@ class RewardBatch:
     labels: list[Any]
     columns: Mapping[str, Sequence[Any]]
     samples: Sequence[tuple[Prompt, Rollout]] = ()
+    trial: bool = False
 
     @property
     def texts(self) -> dict[str, Any]:
@@ -46,16 +71,26 @@ class RewardBatch:
     def part(self, start: int, stop: int) -> RewardBatch:
         columns = {name: column[start:stop] for name, column in self.columns.items()}
         part = slice(start, stop)
-        return RewardBatch(self.queries[part], self.prompts[part], self.labels[part], columns, self.samples[part])
+        return RewardBatch(
+            self.queries[part], self.prompts[part], self.labels[part], columns, self.samples[part], self.trial
+        )
+
+
+class AsksLater(Exception):
+    """A trial call came as far as a question to the judge, which is started later."""
 
 
 class PluginSource:
-    """A Python file with OpenRLHF's `reward_func`, run in a process of its own."""
+    """A Python file with OpenRLHF's `reward_func`, run in a process of its own.
 
-    def __init__(self, name: str, path: Path, *, load_timeout_s: float) -> None:
+    What it asks the judge is asked here, and its time limit does not run meanwhile.
+    """
+
+    def __init__(self, name: str, path: Path, *, load_timeout_s: float, judge: AsksJudge | None = None) -> None:
         self.name = name
         self.origin = str(path)
         self._load_timeout_s = load_timeout_s
+        self._judge = judge
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self.signature = ""
@@ -92,11 +127,15 @@ class PluginSource:
         self.signature = reply["signature"]
 
     def ask(self, batch: RewardBatch, timeout_s: float) -> Answer:
-        """One call for the whole batch; AnswerError says why there is no usable answer."""
+        """One call for the whole batch; AnswerError says why there is no usable answer.
+
+        Raises AsksLater for a trial call that asks the judge.
+        """
         self.start()
         assert self._connection is not None
         with contextlib.suppress(OSError):  # it died meanwhile; waiting for its reply tells how
-            self._connection.send_bytes(pickle.dumps(batch.texts))
+            judge = None if self._judge is None else not batch.trial
+            self._connection.send_bytes(pickle.dumps({**batch.texts, "judge": judge}))
         try:
             reply = self._reply(timeout_s)
         except AnswerError:
@@ -104,18 +143,44 @@ class PluginSource:
         except BaseException:
             self.close()  # interrupted: a late reply must not be taken for the next call's
             raise
+        if "later" in reply:
+            raise AsksLater
         if "failure" in reply:
             raise AnswerError(reply["failure"], reply["detail"])
         return Answer(reply["rewards"], reply["scores"], reply["logs"])
 
     def take_report(self) -> Report:
-        """Nothing beside the retries, which the caller counts."""
-        return {}
+        """What the judge cost that it asked; the caller counts the retries."""
+        return {} if self._judge is None else self._judge.take_report()
 
     def _reply(self, timeout_s: float) -> dict[str, Any]:
+        """The reply to a call, after the judge's answers to what it asks on the way."""
+        left_s = timeout_s
+        while True:
+            start = time.monotonic()
+            message = self._message(left_s, timeout_s)
+            left_s = max(left_s - (time.monotonic() - start), 0.0)
+            if "ask" not in message:
+                return message
+            questions = [message]
+            reply = None
+            while reply is None and (more := self._message_at_once()) is not None:
+                if "ask" in more:
+                    questions.append(more)
+                else:
+                    reply = more  # a thread of user code asked, and nobody waits for it
+            self._answer(questions)
+            if reply is not None:
+                return reply
+
+    def _message_at_once(self) -> dict[str, Any] | None:
+        assert self._connection is not None
+        return self._message(AT_ONCE_S, AT_ONCE_S) if self._connection.poll(AT_ONCE_S) else None
+
+    def _message(self, left_s: float, timeout_s: float) -> dict[str, Any]:
         assert self._connection is not None and self._process is not None
         try:
-            if self._connection.poll(timeout_s):
+            if self._connection.poll(left_s):
                 return json.loads(self._connection.recv_bytes())
         except (EOFError, OSError):
             code = self._wait(1.0)
@@ -124,6 +189,33 @@ class PluginSource:
             raise AnswerError("crashed", f"its process ended with {how}") from None
         self.close()
         raise AnswerError("timeout", f"no answer within {timeout_s:g} s; the process was ended")
+
+    def _answer(self, questions: Sequence[Mapping[str, Any]]) -> None:
+        """Ask the judge those questions together that are to be answered alike, and send its answers."""
+        alike: dict[str, list[Mapping[str, Any]]] = {}
+        for question in questions:
+            form = json.dumps([question["schema"], question["options"]])
+            alike.setdefault(form, []).append(question)
+        for several in alike.values():
+            for number, answer in self._asked_together(several):
+                with contextlib.suppress(OSError):  # it died meanwhile; waiting for its reply tells how
+                    assert self._connection is not None
+                    self._connection.send_bytes(pickle.dumps({"ask": number, **answer}))
+
+    def _asked_together(self, questions: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+        assert self._judge is not None, "only a judge that is there is given to user code"
+        items = [item for question in questions for item in question["items"]]
+        try:
+            answers = iter(self._judge.ask(items, questions[0]["schema"], **questions[0]["options"]))
+        except (UserError, ValueError) as error:
+            if len(questions) > 1:  # one of them is wrong
+                for question in questions:
+                    yield from self._asked_together([question])
+            else:
+                yield questions[0]["ask"], {"error": str(error)}
+            return
+        for question in questions:
+            yield question["ask"], {"answers": [next(answers) for _ in question["items"]]}
 
     def _wait(self, seconds: float) -> int | None:
         assert self._process is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -82,12 +81,4 @@ class RoleSource(RewardSource, Protocol):
 
     def connect(self, roles: Any) -> None:
         """`roles` are the living roles of the run; it takes its own from them."""
-        ...
-
-
-class AsksJudge(Protocol):
-    """What a reward file is given as `judge`, on the trainer's side."""
-
-    def ask(self, texts: Sequence[Any], schema: Mapping[str, Any] | None = None) -> list[Any]:
-        """An answer for each text: its own text, or the JSON value that decoding made after the schema."""
         ...

@@ -42,10 +42,11 @@ class WeightedReward:
     is the mean of the scores of those sources that give any; where none does it is the plain sum with normalisation,
     and None without. `Score.turns` are the sources' turns by their weights.
 
-    A call that fails is repeated up to `max_retries` times, unless its source did so itself. After that `on_error
-    abort` raises RewardError; under `drop_group` a reward that is not finite fails its own group, and after any other
-    failure each group that has no rewards is asked for once by itself, within its share of the time limit, to find
-    those that fail; not where the source's failure for them is final. `retries` counts the repeated calls by their reason, since the last `take_report`.
+    A call that fails is repeated up to `max_retries` times, unless its source says that this is final. After that
+    `on_error abort` raises RewardError; under `drop_group` a reward that is not finite fails its own group, and after
+    any other failure each group that has no rewards is asked for once by itself, within its share of the time limit,
+    to find those that fail; not where the failure is final. `retries` counts the repeated calls by their reason,
+    since the last `take_report`.
     """
 
     def __init__(

@@ -127,11 +127,20 @@ def test_a_failed_group_has_no_part_in_the_batch():
 
 def test_only_rows_without_a_reward_are_asked_for_again():
     source = Numbers("only")
+    source.error = AnswerError("timeout", "late")
+    reward = composed(source, on_error="drop_group")
+    assert values(reward.score(groups([1, 2], [3, 9], [4, 5]))) == [[1, 2], [3, 9], [4, 5]]
+    assert source.asked[1:] == [["3.0", "9.0"]]  # the other groups are kept
+
+
+def test_a_final_failure_drops_its_group_without_another_call():
+    source = Numbers("only")
     source.error = AnswerError("timeout", "late", final=True)
     reward = composed(source, on_error="drop_group", max_retries=5)
-    assert values(reward.score(groups([1, 2], [3, 9], [4, 5]))) == [[1, 2], [3, 9], [4, 5]]
-    assert source.asked[1:] == [["3.0", "9.0"]]  # not retried as a whole, and the other groups are kept
-    assert not reward.retries
+    [first, failure, last] = reward.score(groups([1, 2], [3, 9], [4, 5]))
+    assert values([first, last]) == [[1, 2], [4, 5]]
+    assert failure == ScoreFailure("timeout", "only: late")
+    assert len(source.asked) == 1 and not reward.retries
 
 
 def test_final_failures_stop_the_run_under_abort():
