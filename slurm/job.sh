@@ -1,0 +1,183 @@
+# shellcheck shell=bash
+# What every job script does around its training command. Sourced, with ROOT set to the repository.
+#
+# Slurm's warning before the time limit (--signal=B:USR1@SECONDS in the scripts) reaches the batch shell; the ranks are
+# told, save after their step and end with 75; the job is then put back into the queue and goes on from there.
+set -euo pipefail
+
+COME_BACK=75
+warned=no
+
+say() { echo "$(basename "${JOB_SCRIPT:-$0}" .sh): $*"; }
+die() { echo "$(basename "${JOB_SCRIPT:-$0}" .sh): $*" >&2; exit 2; }
+
+# The comment at the head of a job script.
+usage() { sed -n '2,/^$/{s/^# \{0,1\}//;/^SBATCH/d;p}' "$1"; }
+
+enter_cluster() {
+  # shellcheck source=slurm/cluster.sh
+  source "${CLUSTER:-$ROOT/slurm/cluster.sh}"
+  if [ -n "$MODULES" ]; then
+    # shellcheck disable=SC2086 # a list of words
+    module load $MODULES
+  fi
+  if [ -n "$CONTAINER" ]; then
+    [ -e "$CONTAINER" ] || die "CONTAINER $CONTAINER does not exist: name an image, or leave it empty and use VENV."
+    RUN=("$(command -v apptainer || command -v singularity || die "CONTAINER needs apptainer or singularity, and neither is on this node.")" exec --nv "$CONTAINER")
+    PYTHON=python
+  else
+    RUN=()
+    PYTHON=$VENV/bin/python
+    [ -x "$PYTHON" ] || die "VENV $VENV holds no bin/python: run ./quick_start.sh --setup-only, or name another in slurm/cluster.sh."
+  fi
+  if [ -n "$NETWORK" ]; then
+    export NCCL_SOCKET_IFNAME=$NETWORK GLOO_SOCKET_IFNAME=$NETWORK
+  fi
+  say "ranks meet over ${NETWORK:-the interface that NCCL and gloo choose (NETWORK names one)}"
+}
+
+# NODES, PER_NODE and RANKS: what Slurm really gave, against what was asked for.
+count_ranks() {
+  [ -n "${SLURM_JOB_ID:-}" ] || die "this is a job script: give it to sbatch (or to slurm/submit.sh); -h says more."
+  NODES=$SLURM_JOB_NUM_NODES
+  local given=${SLURM_GPUS_ON_NODE:-0}
+  DEVICE=${DEVICE:-cuda}
+  PER_NODE=${GPUS_PER_NODE:-$given}
+  if [ "$DEVICE" != cpu ] && [ "$PER_NODE" -ne "$given" ]; then
+    die "GPUS_PER_NODE is $PER_NODE and Slurm gave $given on each node: ask for as many (sbatch --gpus-per-node=$PER_NODE), or leave GPUS_PER_NODE out."
+  fi
+  [ "$PER_NODE" -ge 1 ] || die "Slurm gave no GPU: ask for some (sbatch --gpus-per-node=N), or give DEVICE=cpu and GPUS_PER_NODE=N for N ranks on each node."
+  RANKS=$((NODES * PER_NODE))
+  say "$NODES node$( ((NODES == 1)) || echo s) ($SLURM_JOB_NODELIST) x $PER_NODE ranks = $RANKS on $DEVICE"
+}
+
+# The effective batch out of micro-batch and accumulation, for the ranks that are there. $1: what the job is made for.
+check_batch() {
+  BATCH=${BATCH:-$1}
+  MICRO=${MICRO:-2}
+  local pass=$((MICRO * RANKS))
+  ((BATCH % pass == 0)) || die "an effective batch of $BATCH is no multiple of $MICRO x $RANKS ranks = $pass: change BATCH, MICRO or the number of GPUs."
+  local accumulation=$((BATCH / pass))
+  if [ -n "${ACCUMULATION:-}" ] && [ "$ACCUMULATION" -ne "$accumulation" ]; then
+    die "MICRO $MICRO x ACCUMULATION $ACCUMULATION x $RANKS ranks is $((pass * ACCUMULATION)), and BATCH asks for $BATCH: change one of them, or the number of GPUs."
+  fi
+  say "effective batch $MICRO x $accumulation x $RANKS = $BATCH"
+}
+
+# One value of a sweep for each task of an array: SWEEP="adam.lr=1e-6,3e-6" sbatch --array=0-1 ...
+choose_sweep() {
+  SWEPT=()
+  [ -n "${SWEEP:-}" ] || return 0
+  [ -n "${SLURM_ARRAY_TASK_ID:-}" ] || die "SWEEP needs an array: sbatch --array=0-N."
+  local values
+  IFS=, read -ra values <<<"${SWEEP#*=}"
+  ((SLURM_ARRAY_TASK_ID < ${#values[@]})) || die "SWEEP has ${#values[@]} values and this is task $SLURM_ARRAY_TASK_ID: give --array=0-$((${#values[@]} - 1))."
+  SWEPT=("--${SWEEP%%=*}" "${values[SLURM_ARRAY_TASK_ID]}")
+  say "task $SLURM_ARRAY_TASK_ID of the sweep: ${SWEPT[*]}"
+}
+
+# OUTPUT: the same for a job that comes back, another for another job, RUN where the user names it to go on from it.
+choose_output() {
+  OUTPUT=$SCRATCH/${RUN_NAME:-$SLURM_JOB_NAME-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${SLURM_ARRAY_TASK_ID:+-$SLURM_ARRAY_TASK_ID}
+  mkdir -p "$OUTPUT/logs"
+  say "output in $OUTPUT, logs by rank in $OUTPUT/logs"
+  KEPT=(--ckpt.output_dir "$OUTPUT" --ckpt.path "$OUTPUT/checkpoints" --ckpt.load_enable)
+}
+
+# Run a command in the background, tell it when the time is nearly up, and answer with its exit code.
+await() { # TELL COMMAND...
+  local tell=$1 code=0 pid
+  shift
+  "$@" &
+  pid=$!
+  # shellcheck disable=SC2064 # as they are now
+  trap "warned=yes; say 'the time is nearly up: saving'; $tell $pid" USR1 TERM
+  # A trapped signal interrupts the wait, not the command; 127 is the answer on what has been waited for already.
+  while :; do
+    if wait "$pid"; then code=0; else code=$?; fi
+    if [ "$code" -le 128 ] || ! kill -0 "$pid" 2>/dev/null; then break; fi
+  done
+  if [ "$code" -gt 128 ]; then
+    local last=0
+    wait "$pid" 2>/dev/null || last=$?
+    [ "$last" -eq 127 ] || code=$last
+  fi
+  trap - USR1 TERM
+  return "$code"
+}
+
+tell_ranks() { scancel --signal=USR1 "$SLURM_JOB_ID"; }
+tell_driver() { kill -USR1 "$1"; }
+
+# Back into the queue, if the run was told to stop and has got further since it last came back.
+come_back() { # EXIT_CODE
+  local code=$1 newest before=$OUTPUT/.came_back_from
+  if [ "$warned" != yes ] || [ "$code" -ne "$COME_BACK" ]; then
+    return "$code"
+  fi
+  newest=$(find "$OUTPUT/checkpoints" -mindepth 1 -maxdepth 1 -type d -name '*[0-9]' | sort | tail -n 1)
+  if [ -e "$before" ] && [ "$(cat "$before")" = "$newest" ]; then
+    die "no step since the job last came back ($newest): a longer --time is needed, or an earlier --signal."
+  fi
+  echo "$newest" >"$before"
+  say "back into the queue; it goes on from $newest"
+  scontrol requeue "$SLURM_JOB_ID"
+  sleep 60 # Slurm ends this shell
+}
+
+# One rank on each GPU of every node, of a supervised command.
+train_ranks() { # COMMAND FLAGS...
+  local command=$1 code=0
+  shift
+  local flags=(--model.num_nodes "$NODES" --model.num_gpus_per_node "$PER_NODE" --train.batch_size "$BATCH"
+    --train.micro_batch_size "$MICRO" --device "$DEVICE" "${KEPT[@]}" ${SWEPT[@]+"${SWEPT[@]}"} "$@")
+  say "openrlhf-ext $command ${flags[*]}"
+  : >"$OUTPUT/logs/rank-0.log"
+  tail -n +1 -F "$OUTPUT/logs/rank-0.log" 2>/dev/null &
+  local following=$!
+  await tell_ranks srun --nodes="$NODES" --ntasks="$RANKS" --ntasks-per-node="$PER_NODE" --cpus-per-task=1 --overcommit \
+    --kill-on-bad-exit=1 --output="$OUTPUT/logs/rank-%t.log" --error="$OUTPUT/logs/rank-%t.log" --open-mode=append \
+    ${RUN[@]+"${RUN[@]}"} "$PYTHON" -m "openrlhf_ext.cli.train_$command" "${flags[@]}" || code=$?
+  sleep 1
+  kill "$following" 2>/dev/null || true
+  [ "$code" -eq 0 ] || say "the ranks ended with exit code $code; what each said last is in $OUTPUT/logs"
+  come_back "$code"
+}
+
+# Ray on every node of the job, on the network that they share, for whoever has the token. RAY is its address.
+start_ray() {
+  local first host
+  first=$(hostname)
+  host=$("$PYTHON" "$ROOT/slurm/ray_node.py" address ${NETWORK:+"$NETWORK"})
+  RAY=$host:$("$PYTHON" "$ROOT/slurm/ray_node.py" port "$host")
+  export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$OUTPUT/.ray_token RAY_USAGE_STATS_ENABLED=0
+  (umask 077 && "$PYTHON" -c 'import secrets; print(secrets.token_hex(32))' >"$RAY_AUTH_TOKEN_PATH")
+  say "Ray at $RAY: the head on $first, $((NODES - 1)) workers"
+  STEPS=()
+  ray_step "$first" 1 --head
+  if [ "$NODES" -gt 1 ]; then
+    "$PYTHON" "$ROOT/slurm/ray_node.py" wait "$RAY" 1
+    ray_step "" $((NODES - 1)) --worker
+  fi
+  "$PYTHON" "$ROOT/slurm/ray_node.py" wait "$RAY" "$NODES"
+}
+
+ray_step() { # NODE COUNT --head|--worker
+  local where=(--exclude="$(hostname)")
+  [ -z "$1" ] || where=(--nodelist="$1")
+  srun --nodes="$2" --ntasks="$2" --ntasks-per-node=1 "${where[@]}" --overlap --overcommit \
+    --output="$OUTPUT/logs/ray-%N.log" --error="$OUTPUT/logs/ray-%N.log" --open-mode=append \
+    ${RUN[@]+"${RUN[@]}"} "$PYTHON" "$ROOT/slurm/ray_node.py" start "$3" "$RAY" "$PER_NODE" "$DEVICE" ${NETWORK:+"$NETWORK"} &
+  STEPS+=($!)
+}
+
+# The driver, here on the first node; the job ends with it.
+train_on_ray() { # COMMAND FLAGS...
+  local code=0
+  say "openrlhf-ext $* ${KEPT[*]}"
+  await tell_driver ${RUN[@]+"${RUN[@]}"} "$PYTHON" -m openrlhf_ext.cli.main "$@" --ray.address "$RAY" --device "$DEVICE" \
+    "${KEPT[@]}" ${SWEPT[@]+"${SWEPT[@]}"} || code=$?
+  kill "${STEPS[@]}" 2>/dev/null || true
+  wait "${STEPS[@]}" 2>/dev/null || true
+  come_back "$code"
+}

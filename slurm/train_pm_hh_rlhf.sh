@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# A preference model on hh-rlhf with ZeRO-3 on 8 GPUs: micro-batch 2 x accumulation 8 x 8 GPUs = 128 pairs a step.
+#
+#   sbatch slurm/train_pm_hh_rlhf.sh                              Qwen3-4B on 8 GPUs of one node
+#   sbatch --nodes=2 slurm/train_pm_hh_rlhf.sh                    16 GPUs: the same 128 pairs, half the accumulation
+#   MODEL=... DATA=... TEST=... sbatch slurm/train_pm_hh_rlhf.sh --adam.lr 5e-6      flags go to openrlhf-ext rm
+#   MODEL=... DATA=... TEST=... GPUS_PER_NODE=2 DEVICE=cpu sbatch --nodes=2 slurm/train_pm_hh_rlhf.sh
+#
+# Environment: MODEL, DATA, TEST (files or hub names), BATCH, MICRO, ACCUMULATION (checked, not needed), GPUS_PER_NODE,
+# DEVICE (cuda, cpu), RUN_NAME (go on from the run of this name), SWEEP with --array; slurm/cluster.sh has the rest.
+#SBATCH --job-name=pm-hh-rlhf
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=16
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+
+# Slurm runs a copy of this file from its spool: the repository is where the file was given to sbatch.
+JOB_SCRIPT=${BASH_SOURCE[0]}
+if [ -n "${SLURM_JOB_ID:-}" ]; then
+  JOB_SCRIPT=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p' | head -n 1)
+  while [ ! -f "$JOB_SCRIPT" ] && [ "$JOB_SCRIPT" != "${JOB_SCRIPT% *}" ]; do JOB_SCRIPT=${JOB_SCRIPT% *}; done
+fi
+ROOT=${ROOT:-$(cd "$(dirname "$JOB_SCRIPT")/.." && pwd)}
+# shellcheck source=slurm/job.sh
+source "$ROOT/slurm/job.sh"
+
+case ${1:-} in -h | --help) usage "$JOB_SCRIPT"; exit 0 ;; esac
+count_ranks
+check_batch 128
+enter_cluster
+choose_sweep
+choose_output
+train_ranks rm --preset qwen3-4b-pm-8x24gb ${MODEL:+--model.model_name_or_path "$MODEL"} \
+  ${DATA:+--data.dataset "$DATA" --eval.dataset "${TEST:?names the rows to evaluate on, as DATA those to train on}" --eval.split train} "$@"

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# RL on Ray: a head on the first node, a worker on every other one, the driver on the first. All models share the GPUs
+# of all nodes and take turns, with one engine on each; other flags place them otherwise.
+#
+#   MODEL=Qwen/Qwen3-4B DATA=prompts.jsonl REWARD=reward.py sbatch slurm/train_ppo_ray.sh --rollout.batch_size 128
+#   MODEL=... DATA=... REWARD=... GPUS_PER_NODE=1 DEVICE=cpu sbatch --nodes=2 slurm/train_ppo_ray.sh
+#
+# Environment: MODEL, DATA (prompts), REWARD (a Python file or a URL), TEST (held-out prompts), GPUS_PER_NODE, DEVICE
+# (cuda, cpu), RUN_NAME (go on from the run of this name), SWEEP with --array; slurm/cluster.sh has the rest.
+#SBATCH --job-name=rl
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=16
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+
+# Slurm runs a copy of this file from its spool: the repository is where the file was given to sbatch.
+JOB_SCRIPT=${BASH_SOURCE[0]}
+if [ -n "${SLURM_JOB_ID:-}" ]; then
+  JOB_SCRIPT=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p' | head -n 1)
+  while [ ! -f "$JOB_SCRIPT" ] && [ "$JOB_SCRIPT" != "${JOB_SCRIPT% *}" ]; do JOB_SCRIPT=${JOB_SCRIPT% *}; done
+fi
+ROOT=${ROOT:-$(cd "$(dirname "$JOB_SCRIPT")/.." && pwd)}
+# shellcheck source=slurm/job.sh
+source "$ROOT/slurm/job.sh"
+
+case ${1:-} in -h | --help) usage "$JOB_SCRIPT"; exit 0 ;; esac
+MODEL=${MODEL:?names the policy, a folder or hub name} DATA=${DATA:?names the prompts}
+REWARD=${REWARD:?names where rewards come from, a Python file or a URL}
+count_ranks
+enter_cluster
+choose_sweep
+choose_output
+start_ray
+train_on_ray rl --train.colocate_all --actor.num_nodes "$NODES" --actor.num_gpus_per_node "$PER_NODE" \
+  --vllm.num_engines "$RANKS" --ds.zero_stage 3 --ckpt.save_steps 5 --actor.model_name_or_path "$MODEL" \
+  --data.prompt_dataset "$DATA" --reward.remote_url "$REWARD" ${TEST:+--eval.dataset "$TEST"} "$@"

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Supervised fine-tuning with ZeRO-3 on 8 GPUs: micro-batch 2 x accumulation 8 x 8 GPUs = 128 rows a step.
+#
+#   MODEL=Qwen/Qwen3-4B DATA=rows.jsonl sbatch slurm/train_sft.sh --data.input_key question --data.output_key answer
+#
+# Environment: MODEL, DATA, TEST (files or hub names), BATCH, MICRO, ACCUMULATION (checked, not needed), GPUS_PER_NODE,
+# DEVICE (cuda, cpu), RUN_NAME (go on from the run of this name), SWEEP with --array; slurm/cluster.sh has the rest.
+#SBATCH --job-name=sft
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=16
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+
+# Slurm runs a copy of this file from its spool: the repository is where the file was given to sbatch.
+JOB_SCRIPT=${BASH_SOURCE[0]}
+if [ -n "${SLURM_JOB_ID:-}" ]; then
+  JOB_SCRIPT=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p' | head -n 1)
+  while [ ! -f "$JOB_SCRIPT" ] && [ "$JOB_SCRIPT" != "${JOB_SCRIPT% *}" ]; do JOB_SCRIPT=${JOB_SCRIPT% *}; done
+fi
+ROOT=${ROOT:-$(cd "$(dirname "$JOB_SCRIPT")/.." && pwd)}
+# shellcheck source=slurm/job.sh
+source "$ROOT/slurm/job.sh"
+
+case ${1:-} in -h | --help) usage "$JOB_SCRIPT"; exit 0 ;; esac
+MODEL=${MODEL:?names the model, a folder or hub name} DATA=${DATA:?names the rows to train on}
+count_ranks
+check_batch 128
+enter_cluster
+choose_sweep
+choose_output
+train_ranks sft --ds.zero_stage 3 --model.model_name_or_path "$MODEL" --data.dataset "$DATA" \
+  ${TEST:+--eval.dataset "$TEST"} --ckpt.save_steps 100 "$@"

@@ -1,0 +1,215 @@
+"""The job scripts on a real Slurm of two nodes, as a user gives them to sbatch: unchanged, with their environment."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from slurm_cluster import SlurmCluster
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
+Script = Callable[[str], str]
+OVER = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT")
+FLAGS = ("--data.max_len", "96", "--ds.param_dtype", "fp32", "--ds.attn_implementation", "sdpa", "--adam.lr", "1e-3")
+
+
+def overrides(workshop: Path, cluster: SlurmCluster, **more: str) -> dict[str, str]:
+    return {
+        "MODEL": str(workshop / "model"),
+        "DATA": str(workshop / "train.jsonl"),
+        "TEST": str(workshop / "test.jsonl"),
+        "GPUS_PER_NODE": "2",
+        "DEVICE": "cpu",
+        "BATCH": "16",
+        "VENV": sys.prefix,
+        "SCRATCH": str(cluster.folder / "o ut"),
+        "OMP_NUM_THREADS": "1",
+        **more,
+    }
+
+
+@pytest.fixture(scope="module")
+def script(cluster: SlurmCluster) -> Callable[[str], str]:
+    """A job script by its name, in a repository whose path has a space."""
+    (cluster.folder / "the repository").symlink_to(ROOT)
+    return lambda name: str(cluster.folder / "the repository" / "slurm" / name)
+
+
+def trace(folder: Path, name: str = "train/loss") -> list[float]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row[name] for row in rows if name in row]
+
+
+def one_rank(workshop: Path, cluster: SlurmCluster, folder: Path, *flags: str) -> list[float]:
+    """The losses of the same job in one process, without Slurm."""
+    words = [
+        *("--preset", "qwen3-4b-pm-8x24gb", "--model.model_name_or_path", str(workshop / "model")),
+        *("--model.num_gpus_per_node", "1", "--train.batch_size", "16", "--train.micro_batch_size", "2"),
+        *("--data.dataset", str(workshop / "train.jsonl"), "--eval.dataset", str(workshop / "test.jsonl")),
+        *("--eval.split", "train", "--device", "cpu", *FLAGS, *flags),
+        *("--ckpt.output_dir", str(folder), "--ckpt.path", str(folder / "checkpoints")),
+    ]
+    environment = cluster.environment | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "openrlhf_ext.cli.train_rm", *words],
+        env=environment, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return trace(folder)
+
+
+def nothing_is_left(cluster: SlurmCluster) -> None:
+    end = time.monotonic() + 40
+    while time.monotonic() < end:
+        left = [process for name in cluster.names for process in cluster.processes(name)]
+        if not left:
+            return
+        time.sleep(0.5)
+    raise AssertionError([process.cmdline() for process in left])
+
+
+def test_a_preference_model_over_two_nodes_learns_what_one_process_learns(
+    cluster: SlurmCluster, workshop: Path, script: Script, tmp_path: Path
+) -> None:
+    env = overrides(workshop, cluster)
+    job = cluster.submit("--nodes=2", script("train_pm_hh_rlhf.sh"), *FLAGS, "--train.max_epochs", "2", env=env)
+    ended = cluster.wait(job, *OVER)
+    output = cluster.output(job)
+    assert ended["JobState"] == "COMPLETED", output
+    assert "2 nodes (node[1-2]) x 2 ranks = 4 on cpu" in output
+    assert "effective batch 2 x 2 x 4 = 16" in output
+    losses = trace(cluster.folder / "o ut" / f"pm-hh-rlhf-{job}")
+    alone = one_rank(workshop, cluster, tmp_path, "--train.max_epochs", "2")
+    assert len(losses) == len(alone) == 8
+    assert losses[:3] == pytest.approx(alone[:3], rel=1e-5)
+    assert losses == pytest.approx(alone, rel=1e-3)
+    nothing_is_left(cluster)
+
+
+def test_rl_over_two_nodes(cluster: SlurmCluster, workshop: Path, script: Script) -> None:
+    env = overrides(workshop, cluster, GPUS_PER_NODE="1", DATA=str(workshop / "prompts.jsonl"), TEST="")
+    env["REWARD"] = str(workshop / "reward.py")
+    flags = [
+        *("--rollout.batch_size", "8", "--rollout.n_samples_per_prompt", "2", "--train.batch_size", "16"),
+        *("--train.micro_batch_size", "8", "--rollout.max_new_tokens", "8", "--data.max_len", "64"),
+        *("--algo.advantage.estimator", "reinforce", "--ds.param_dtype", "fp32", "--ds.attn_implementation", "sdpa"),
+    ]
+    job = cluster.submit("--nodes=2", script("train_ppo_ray.sh"), *flags, env=env)
+    ended = cluster.wait(job, *OVER)
+    output = cluster.output(job)
+    assert ended["JobState"] == "COMPLETED", output
+    assert "Ray has node1, node2" in output
+    assert len(trace(cluster.folder / "o ut" / f"rl-{job}", "reward")) == 2
+    assert (cluster.folder / "o ut" / f"rl-{job}" / "model" / "model.safetensors").exists()
+    nothing_is_left(cluster)
+
+
+def test_the_arithmetic_of_256(cluster: SlurmCluster, workshop: Path, script: Script) -> None:
+    said = cluster.run("sbatch", "--test-only", script("train_pm_hh_rlhf_bs256.sh"))
+    assert "to start at" in said
+    assert "node[1-2]" in said
+    said = cluster.run("sbatch", "--test-only", "--nodes=3", script("train_pm_hh_rlhf_bs256.sh"), check=False)
+    assert "not available" in said
+    # Taken apart: two nodes of eight declared GPUs, the numbers, and no installation to run.
+    job = cluster.submit(script("train_pm_hh_rlhf_bs256.sh"), env={"VENV": "/nowhere"})
+    ended = cluster.wait(job, *OVER, seconds=60)
+    assert ended["ExitCode"] == "2:0"
+    assert "effective batch 2 x 8 x 16 = 256" in cluster.output(job)
+    assert "VENV /nowhere holds no bin/python" in cluster.output(job)
+
+
+@pytest.mark.parametrize(
+    ("env", "flags", "sentence"),
+    [
+        ({"DEVICE": "cuda", "GPUS_PER_NODE": "4"}, [], "GPUS_PER_NODE is 4 and Slurm gave 8 on each node"),
+        ({"BATCH": "18"}, [], "an effective batch of 18 is no multiple of 2 x 2 ranks = 4"),
+        ({"ACCUMULATION": "8"}, [], "MICRO 2 x ACCUMULATION 8 x 2 ranks is 32, and BATCH asks for 16"),
+        ({"SWEEP": "adam.lr=1e-3,1e-4"}, [], "SWEEP needs an array"),
+        ({"SWEEP": "adam.lr=1e-3,1e-4"}, ["--array=5"], "SWEEP has 2 values and this is task 5"),
+    ],
+)
+def test_a_contradiction_is_said_in_seconds(
+    cluster: SlurmCluster, workshop: Path, script: Script, env: dict[str, str], flags: list[str], sentence: str
+) -> None:
+    start = time.monotonic()
+    job = cluster.submit(*flags, script("train_pm_hh_rlhf.sh"), env=overrides(workshop, cluster, **env))
+    ended = cluster.wait(job, *OVER, seconds=30)
+    assert ended["ExitCode"] == "2:0", cluster.output(job)
+    assert sentence in cluster.output(job)
+    assert time.monotonic() - start < 15
+
+
+def test_a_task_of_a_sweep_has_its_value(cluster: SlurmCluster, workshop: Path, script: Script) -> None:
+    env = overrides(workshop, cluster, GPUS_PER_NODE="1", SWEEP="train.seed=7,8")
+    job = cluster.submit("--array=1", script("train_pm_hh_rlhf.sh"), *FLAGS, "--data.max_samples", "16", env=env)
+    ended = cluster.wait(job, *OVER)
+    assert ended["JobState"] == "COMPLETED", cluster.output(job)
+    config = (cluster.folder / "o ut" / f"pm-hh-rlhf-{job}-1" / "config.yaml").read_text()
+    assert "seed: 8" in config
+
+
+def test_gpus_are_asked_for_as_the_cluster_wants(cluster: SlurmCluster, workshop: Path, script: Script) -> None:
+    for request, wish in (("gpus-per-node", "gres:gpu:declared:2"), ("gres", "gres:gpu:declared:2")):
+        env = {"GPU_REQUEST": request, "GPU_TYPE": "declared", "VENV": "/nowhere", "BATCH": "16"}
+        said = cluster.run("bash", script("submit.sh"), "--gpus=2", script("train_pm_hh_rlhf.sh"), env=env)
+        job = int(said.split()[-1])
+        ended = cluster.wait(job, *OVER, seconds=60)
+        assert wish in ended["TresPerNode"], ended
+        assert "effective batch 2 x 4 x 2 = 16" in cluster.output(job)
+        assert "VENV /nowhere" in cluster.output(job)
+
+
+def test_a_job_that_runs_out_of_time_comes_back_and_ends_as_if_it_had_not(
+    cluster: SlurmCluster, workshop: Path, script: Script
+) -> None:
+    """Slurm sends its warning up to a minute early."""
+    env = overrides(workshop, cluster, GPUS_PER_NODE="1")
+    flags = [*FLAGS, "--train.max_epochs", "60", "--data.max_samples", "32"]
+    whole = cluster.submit("--nodes=2", "--time=30", script("train_pm_hh_rlhf.sh"), *flags, env=env)
+    assert cluster.wait(whole, *OVER)["JobState"] == "COMPLETED", cluster.output(whole)
+    job = cluster.submit("--nodes=2", "--time=2", "--signal=B:USR1@45", script("train_pm_hh_rlhf.sh"), *flags, env=env)
+    ended = cluster.wait(job, *OVER, seconds=900)
+    output = cluster.output(job)
+    assert ended["JobState"] == "COMPLETED", output
+    assert int(ended["Restarts"]) >= 1, output
+    assert "the time is nearly up: saving" in output
+    assert "back into the queue; it goes on from" in output
+    ends = [trace(cluster.folder / "o ut" / f"pm-hh-rlhf-{number}")[-1] for number in (whole, job)]
+    assert ends[0] == ends[1]
+
+
+def test_scancel_leaves_nothing(cluster: SlurmCluster, workshop: Path, script: Script) -> None:
+    job = _running(cluster, workshop, script)
+    cluster.run("scancel", str(job))
+    assert cluster.wait(job, *OVER, seconds=60)["JobState"] == "CANCELLED"
+    nothing_is_left(cluster)
+
+
+def test_a_lost_node_ends_the_job_and_leaves_nothing(cluster: SlurmCluster, workshop: Path, script: Script) -> None:
+    job = _running(cluster, workshop, script, "--no-requeue")
+    cluster.kill_node("node2")
+    ended = cluster.wait(job, *OVER, seconds=180)
+    assert ended["JobState"] in ("NODE_FAIL", "FAILED"), cluster.output(job)
+    assert "node2" in cluster.output(job)
+    nothing_is_left(cluster)
+    cluster.start_node("node2")
+    cluster.until_idle()
+
+
+def _running(cluster: SlurmCluster, workshop: Path, script: Script, *flags: str) -> int:
+    """A job over both nodes that has come to its second step."""
+    env = overrides(workshop, cluster, GPUS_PER_NODE="1")
+    job = cluster.submit(
+        "--nodes=2", *flags, script("train_pm_hh_rlhf.sh"), *FLAGS, "--train.max_epochs", "1000", env=env
+    )
+    end = time.monotonic() + 300
+    while "step 2/" not in cluster.output(job):
+        assert time.monotonic() < end and cluster.state(job) in ("PENDING", "RUNNING"), cluster.output(job)
+        time.sleep(0.5)
+    return job
