@@ -52,6 +52,7 @@ class Job:
     cadence: Cadence = field(default_factory=Cadence)
     reference: bool = False
     failing: dict[str, ScoreFailure] = field(default_factory=dict)
+    generator: type[BigramGenerator] = BigramGenerator
     reward: type[CountingReward] = CountingReward
     evaluates: bool = False
     during_update: Callable[[], None] = lambda: None
@@ -63,7 +64,7 @@ class Job:
         self.calls: list[str] = []
         self.tracker = MemoryTracker()
         self.line = SilentLine()
-        generator = BigramGenerator(self.calls, partial=self.settings.partial, during=self.during_generate)
+        generator = self.generator(self.calls, partial=self.settings.partial, during=self.during_generate)
         self.policy = BigramPolicy(generator, self.calls, lr=self.lr, during_update=self.during_update)
         self.critic = BigramCritic(self.calls) if self.settings.value_objective else None
         reward = self.reward(self.calls, self.failing)

@@ -206,3 +206,100 @@ def test_gae_without_values_is_refused():
 
 def test_every_estimator_names_its_source():
     assert all("arXiv:" in estimator.paper or "github.com/" in estimator.paper for estimator in ESTIMATORS.values())
+
+
+@st.composite
+def games(draw):
+    """Batches whose rows have roles, and parts of their scores at some of their actions."""
+    batch = draw(batches())
+    rows = len(batch[0])
+    roles = torch.tensor(draw(st.lists(st.integers(0, 2), min_size=rows, max_size=rows)))
+    eighths = st.lists(st.lists(st.integers(-6, 6), min_size=A, max_size=A), min_size=rows, max_size=rows)
+    turns = (torch.tensor(draw(eighths)).double() / 8).where(batch[2], 0.0)
+    return batch, turns, roles
+
+
+@given(game=games())
+def test_the_first_actions_return_is_the_score_wherever_its_parts_fell(game):
+    (scores_B, group_B, action_BA, *_), turns_BA, role_B = game
+    settings = AdvantageSettings("reinforce", norm="none")
+    got_BA, _ = advantages(scores_B, group_B, action_BA, None, settings, turns_BA=turns_BA, role_B=role_B)
+    for b, actions in enumerate(action_BA):
+        places = actions.nonzero().flatten().tolist()
+        for place in places:
+            earlier = turns_BA[b, :place].sum()
+            torch.testing.assert_close(got_BA[b, place], scores_B[b] - earlier)
+
+
+@given(game=games(), clip=st.sampled_from([(-1.0, 0.5), (0.0, 1.0), (0.25, 2.0)]))
+def test_clipping_bounds_the_sum_and_shrinks_the_turns_alike(game, clip):
+    (scores_B, group_B, action_BA, *_), turns_BA, _ = game
+    settings = AdvantageSettings("reinforce", norm="none", reward_clip=clip)
+    got_BA, _ = advantages(scores_B, group_B, action_BA, None, settings, turns_BA=turns_BA)
+    for b, actions in enumerate(action_BA):
+        places, score = actions.nonzero().flatten().tolist(), float(scores_B[b])
+        if not places:
+            continue
+        total = min(max(score, clip[0]), clip[1])
+        assert float(got_BA[b, places[0]]) == pytest.approx(total)
+        share = 1.0 if total == score else 0.0 if score * total < 0 else min(total / score, 1.0) if score else 1.0
+        rewards = (got_BA[b, places] - torch.cat([got_BA[b, places[1:]], torch.zeros(1)])).tolist()
+        assert rewards[:-1] == pytest.approx((share * turns_BA[b, places[:-1]]).tolist(), abs=1e-9)
+
+
+@given(game=games())
+def test_gae_takes_the_parts_where_they_fell(game):
+    (scores_B, group_B, action_BA, _, values_BA), turns_BA, _ = game
+    settings = AdvantageSettings("gae", gamma=0.9, lambd=0.7, norm="none")
+    got_BA, _ = advantages(scores_B, group_B, action_BA, None, settings, values_BA, turns_BA=turns_BA)
+    for b, actions in enumerate(action_BA):
+        places = actions.nonzero().flatten().tolist()
+        if not places:
+            continue
+        rewards = turns_BA[b, places]
+        rewards[-1] += scores_B[b] - rewards.sum()
+        expected = slow_gae(rewards.tolist(), values_BA[b, places].tolist(), 0.9, 0.7)
+        assert got_BA[b, places].tolist() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("estimator", [name for name in ESTIMATORS if not ESTIMATORS[name].discounted])
+@given(game=games())
+def test_an_estimator_without_time_sees_the_score_alone(estimator, game):
+    (scores_B, group_B, action_BA, *_), turns_BA, _ = game
+    settings = AdvantageSettings(estimator)
+    with_turns, without = (
+        advantages(scores_B, group_B, action_BA, None, settings, turns_BA=turns) for turns in (turns_BA, None)
+    )
+    assert torch.equal(with_turns[0], without[0])
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@given(game=games())
+def test_a_role_has_the_advantages_that_it_would_have_alone(estimator, game):
+    batch, turns_BA, role_B = game
+    settings = AdvantageSettings(estimator, kl_coef=0.1, reward_clip=(-2.0, 2.0))
+    got = advantages(*batch[:4], settings, batch[4], turns_BA=turns_BA, role_B=role_B)
+    for role in role_B.unique():
+        own_B = role_B == role
+        own = [tensor[own_B] for tensor in batch]
+        alone = advantages(*own[:4], settings, own[4], turns_BA=turns_BA[own_B])
+        for ours, theirs in zip(got, alone, strict=True):
+            torch.testing.assert_close(ours[own_B], theirs, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@given(batch=batches())
+def test_one_role_and_no_turns_change_no_bit(estimator, batch):
+    nothing_BA, one_B = torch.zeros(batch[2].shape), torch.zeros(len(batch[0]), dtype=torch.long)
+    plain = run(batch, AdvantageSettings(estimator))
+    named = advantages(*batch[:4], AdvantageSettings(estimator), batch[4], turns_BA=nothing_BA, role_B=one_B)
+    assert torch.equal(plain[0], named[0])
+    assert torch.equal(plain[1], named[1])
+
+
+def test_a_turns_reward_off_an_action_is_our_mistake():
+    action_BA = torch.tensor([[True, False, True]])
+    with pytest.raises(AssertionError, match="given to an action"):
+        advantages(
+            torch.ones(1), torch.zeros(1).long(), action_BA, None, AdvantageSettings(), turns_BA=torch.ones(1, 3)
+        )
