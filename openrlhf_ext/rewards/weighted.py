@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from openrlhf_ext.rewards.answer import (
     bad_positions,
 )
 from openrlhf_ext.rewards.normalise import Scaled, normalised
+from openrlhf_ext.rewards.outcome import FailedEpisodes
 from openrlhf_ext.rewards.process import AsksLater, RewardBatch
 from openrlhf_ext.rewards.sources import Normalisation, RewardSettings, RewardSource, RoleSource
 from openrlhf_ext.types import Metric, Outcome, Prompt, Report, Rollout, Score, ScoreFailure, merge_reports
@@ -67,6 +69,7 @@ class WeightedReward:
         self._tokenizer = tokenizer
         self._tried_later: list[tuple[RewardSource, RewardBatch]] = []
         self.retries: Counter[str] = Counter()
+        self._failed = FailedEpisodes(settings.on_error)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -117,6 +120,10 @@ class WeightedReward:
     def _score(self, groups: Groups, *, normalises: bool) -> list[list[Score] | ScoreFailure]:
         if not groups:
             return []
+        if failed := self._failed.find(groups):
+            rest = [group for place, group in enumerate(groups) if place not in failed]
+            scored = iter(self._score(rest, normalises=normalises))
+            return [failed[place] if place in failed else next(scored) for place in range(len(groups))]
         while self._tried_later:
             self._try(*self._tried_later.pop())
         sizes = [len(rollouts) for _, rollouts in groups]
@@ -133,7 +140,7 @@ class WeightedReward:
         """Since the last call: `reward/retries/REASON` over all sources, and what each source says itself."""
         retries = {f"reward/retries/{reason}": Metric(n, reduction="sum") for reason, n in self.retries.items()}
         self.retries.clear()
-        return merge_reports([retries, *(source.take_report() for source in self._sources)])
+        return merge_reports([retries, self._failed.take_report(), *(source.take_report() for source in self._sources)])
 
     def close(self) -> None:
         for source in self._sources:
@@ -233,7 +240,8 @@ class WeightedReward:
             parts = {}
             for name, answer in zip(self.names, answers, strict=True):
                 parts[name] = answer.rewards[i]
-                parts.update({f"{name}/{log}": values[i] for log, values in answer.logs.items()})
+                logs = {f"{name}/{log}": values[i] for log, values in answer.logs.items()}
+                parts.update({log: value for log, value in logs.items() if not math.isnan(value)})
             marks = [answer.scores[i] for answer in answers if answer.scores is not None]
             mark = sum(marks) / len(marks) if marks else None
             if normalises:

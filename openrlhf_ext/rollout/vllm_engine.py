@@ -14,11 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 from openrlhf_ext.device import Device
 from openrlhf_ext.device.peaks import Peak, PeakMeter
-from openrlhf_ext.errors import ConfigError, DataError
+from openrlhf_ext.errors import DataError
+from openrlhf_ext.rollout.agents.player import EpisodePlayer, TurnRequest
 from openrlhf_ext.rollout.engine_start import EngineSettings, start_engine
+from openrlhf_ext.rollout.requests import (
+    FINISH_REASONS,
+    GenerateRequest,
+    SampledTurn,
+    sampled_turn,
+    sampling_params,
+)
 from openrlhf_ext.rollout.transfer import Bucket, Rendezvous
 from openrlhf_ext.rollout.turns import Turns
-from openrlhf_ext.types import FinishReason, Prompt, Rollout, RolloutKey, Sampling, derive_seed
+from openrlhf_ext.types import Rollout
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -28,24 +36,6 @@ Progress = Callable[[int, int], None]
 
 PROGRESS_SECONDS = 10.0
 ALL_MEMORY = frozenset({"weights", "kv_cache"})
-FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}  # vLLM has further ways to give up
-
-
-@dataclass(frozen=True, slots=True)
-class GenerateRequest:
-    """Sample `sample` of a prompt. `sampling.seed` is the step's; the request's own is derived from it."""
-
-    prompt: Prompt
-    sample: int
-    sampling: Sampling
-
-    @property
-    def key(self) -> RolloutKey:
-        return RolloutKey(self.prompt.id, self.sample)
-
-    @property
-    def seed(self) -> int:
-        return derive_seed(self.sampling.seed, self.prompt.id, self.sample)
 
 
 def engine_environment(device: Device, threads: int = 1) -> dict[str, str]:
@@ -97,6 +87,12 @@ class VllmEngine:
         with self._meter("load"):
             self._engine = start_engine(settings, device, self._can_sleep)
         self._tokenizer = self._engine.get_tokenizer()
+        self._player: EpisodePlayer | None = None
+        if settings.agent is not None:
+            assert not settings.partial, "episodes are played with the weights of one version"
+            self._player = EpisodePlayer(
+                settings.agent, settings.model, self._tokenizer, self, limit=settings.max_model_len
+            )
 
     @property
     def version(self) -> int:
@@ -117,7 +113,7 @@ class VllmEngine:
         options that vLLM refuses.
         """
         assert len({request.key for request in requests}) == len(requests), "one sample, one request"
-        base = {sampling: _sampling_params(sampling) for sampling in {r.sampling for r in requests}}
+        base = {sampling: sampling_params(sampling) for sampling in {r.sampling for r in requests}}
         params = [self._params_of(request, base[request.sampling]) for request in requests]
         with self._meter("generate"):
             answers = self._run([r.prompt.token_ids for r in requests], params, progress)
@@ -184,6 +180,31 @@ class VllmEngine:
     def _answer(self, output: RequestOutput) -> _Answer:
         """An output whose last token was sampled just now."""
         return _Answer(output, (self._begun.get(output.request_id, self._version), self._version))
+
+    # --- episodes ---------------------------------------------------------------------------
+
+    def play(self, requests: Sequence[GenerateRequest], progress: Progress | None = None) -> list[Rollout]:
+        """One episode for each request, played by the agent of the settings: its rollouts, one for each player who
+        spoke (`sample` is episode times players plus the player's place). `Rollout.outcome` says how it went.
+
+        Tokens depend on nothing but the weights, the seed of the request, and what the environment says.
+        """
+        assert self._player is not None, "an engine that plays episodes was given an agent"
+        assert not self._asleep, "an engine that is asleep samples nothing"
+        assert len({request.key for request in requests}) == len(requests), "one sample, one episode"
+        with self._meter("generate"):
+            return self._player.play(requests, progress)
+
+    def add_turn(self, turn: TurnRequest) -> None:
+        params = sampling_params(turn.sampling)
+        params.seed, params.max_tokens = turn.seed, turn.sampling.max_new_tokens
+        self._engine.add_request(turn.name, {"prompt_token_ids": list(turn.tokens)}, params)
+
+    def step_turns(self) -> list[SampledTurn]:
+        return [sampled_turn(output, self._version) for output in self._engine.step() if output.finished]
+
+    def drop_turns(self, names: Sequence[str]) -> None:
+        self._engine.abort_request(list(names))
 
     # --- weights ----------------------------------------------------------------------------
 
@@ -253,31 +274,11 @@ class VllmEngine:
         """Give back memory and process groups; the engine cannot be used afterwards."""
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
+        if self._player is not None:
+            self._player.close()
         self._engine.engine_core.shutdown()
         del self._engine
         cleanup_dist_env_and_memory()
-
-
-def _sampling_params(sampling: Sampling) -> SamplingParams:
-    from vllm import SamplingParams
-    from vllm.exceptions import VLLMValidationError
-    from vllm.sampling_params import RequestOutputKind
-
-    try:
-        return SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=max(sampling.top_k, 0),
-            min_p=sampling.min_p,
-            stop=list(sampling.stop),
-            logprobs=0,  # of the sampled token alone
-            flat_logprobs=True,
-            # Text is decoded once at the end; only stop strings need it token by token.
-            detokenize=bool(sampling.stop),
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-    except (ValueError, VLLMValidationError) as error:
-        raise ConfigError(f"vLLM refuses these sampling options: {error}") from error
 
 
 def _rollout(request: GenerateRequest, answer: _Answer, text: str) -> Rollout:
