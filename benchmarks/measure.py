@@ -37,10 +37,12 @@ class Load:
     """Cores used during a turn, on average, beside the side whose turn it was.
 
     `others` by processes that are none of the benchmark's, `idle` by the sides that waited (Ray's daemons, mostly).
+    `own` is of the side itself, in core-seconds: what a busy machine changes least.
     """
 
     others: float
     idle: float = 0.0
+    own: float = 0.0
 
 
 @dataclass(slots=True)
@@ -85,8 +87,9 @@ class Stopwatch:
         """Between this reading and a later one."""
         wall = later.wall - self.wall
         ours = later.benchmark - self.benchmark
-        others, idle = later.machine - self.machine - ours, ours - (later.side - self.side)
-        return Load(max(others, 0.0) / wall, max(idle, 0.0) / wall)
+        own = later.side - self.side
+        others, idle = later.machine - self.machine - ours, ours - own
+        return Load(max(others, 0.0) / wall, max(idle, 0.0) / wall, own)
 
 
 def machine_seconds(times: Any) -> float:

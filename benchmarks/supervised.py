@@ -79,6 +79,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--micro-batch", type=int, default=8, help="of TRL's micro-batches; of pairs half as many")
     parser.add_argument("--max-tokens", type=int, default=2048, help="of our micro-batches, padding included")
     parser.add_argument("--max-len", type=int, default=1024, help="longer rows are not among those drawn")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of every side, in its turn")
     parser.add_argument("--shape", choices=SHAPES, default="4m")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--keep", type=Path, help="keep the sides' files and logs here")
@@ -100,7 +101,7 @@ def _workload(task: Task, options: argparse.Namespace, folder: Path) -> Supervis
     return SupervisedWorkload(
         task=task,
         folder=folder / task,
-        threads=os.cpu_count() or 1,
+        threads=options.threads,
         examples=options.steps * batch,
         batch=batch,
         micro_batch=options.micro_batch // of_example,
@@ -161,6 +162,7 @@ def _side(record: Turns, tokens: int) -> dict[str, Any]:
         "rounds": len(record.kept),
         "discarded": record.discarded,
         "disturbed": record.disturbed,
+        "core_seconds": statistics.median(load.own for load in record.loads),
         "cores_of_others": statistics.median(load.others for load in record.loads),
         "cores_of_idle_sides": statistics.median(load.idle for load in record.loads),
     }
@@ -183,6 +185,7 @@ def table(result: Mapping[str, Any]) -> Table:
     rows: dict[str, Any] = {
         "tokens per second": lambda side: f"{side['tokens_per_second']:.0f}",
         "seconds of an epoch": lambda side: f"{side['seconds']:.2f}",
+        "core-seconds of an epoch": lambda side: f"{side['core_seconds']:.2f}",
         "peak memory, MiB": lambda side: f"{side['peak'] / MIB:.0f}",
         "above its libraries, MiB": lambda side: f"{side['peak_above_libraries'] / MIB:.0f}",
         "rounds": lambda side: str(side["rounds"]),

@@ -14,6 +14,7 @@ from openrlhf_ext.cli.launch import Launch
 from openrlhf_ext.cli.specs import engine_spec, frozen_engine_spec, model_path, model_spec, threads_for
 from openrlhf_ext.cluster.learner_spec import LearnerSpec
 from openrlhf_ext.config import Parsed
+from openrlhf_ext.data.hub import local_files
 from openrlhf_ext.device import Device
 from openrlhf_ext.device.peaks import PeakMeter
 from openrlhf_ext.device.rendezvous import free_port
@@ -174,7 +175,7 @@ def reference_digest(cfg: Any) -> str:
     path = cfg.ref.model_name_or_path or cfg.model.model_name_or_path
     base = base_path(path)
     adapters = model_digest(Path(path)) if is_adapter_folder(path) else None
-    return model_digest(Path(base), base, cfg.ds.param_dtype, cfg.ds.load_in_4bit, adapters)
+    return model_digest(local_files(base), base, cfg.ds.param_dtype, cfg.ds.load_in_4bit, adapters)
 
 
 SAID = {

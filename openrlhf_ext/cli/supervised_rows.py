@@ -23,6 +23,7 @@ def sft_settings(cfg: SFTConfig, dataset: str, split: str, probs: str | None) ->
         pretrain=cfg.model.pretrain_mode_enable,
         max_samples=cfg.data.max_samples,
         max_tokens=cfg.data.max_len,
+        overlong=cfg.data.overlong,
         seed=cfg.train.seed,
     )
 
@@ -50,5 +51,6 @@ def _pair_settings(cfg: Any, dataset: str, split: str, probs: str | None, margin
         max_samples=cfg.data.max_samples,
         max_tokens=cfg.data.max_len,
         differs_earlier=cfg.data.differs_earlier,
+        overlong=cfg.data.overlong,
         seed=cfg.train.seed,
     )

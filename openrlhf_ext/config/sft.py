@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from openrlhf_ext.config.fields import flag, section
 from openrlhf_ext.config.sections import (
@@ -29,6 +30,11 @@ class SFTDataSection(RowsFields):
     input_template: str | None = flag("User: {}\nAssistant: ", "text around the prompt, with {} where it goes")
     output_key: str | None = flag(
         None, "column of the answer (not set: the input holds the whole conversation)", common=True
+    )
+    overlong: Literal["truncate_left", "truncate_right", "drop", "refuse"] = flag(
+        "truncate_left",
+        "rows of more than data.max_len: cut what is before the last response at its left (the response's end only "
+        "where half of the room is not enough for it), cut at the right (OpenRLHF's way), leave them out, or stop",
     )
     multiturn: bool = flag(False, "learn every assistant turn (with data.apply_chat_template)")
 

@@ -59,6 +59,11 @@ class PairsDataSection(RowsFields):
         "rows whose two dialogues part before their last turns: leave them out, cut both after the first assistant "
         "turn in which they differ, or stop",
     )
+    overlong: Literal["truncate_left", "drop", "refuse"] = flag(
+        "truncate_left",
+        "pairs of more than data.max_len: cut the prompt at its left (an answer's end only where half of the room is "
+        "not enough for it), leave them out, or stop",
+    )
 
 
 @dataclass(frozen=True, slots=True)

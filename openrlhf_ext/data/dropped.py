@@ -7,9 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from openrlhf_ext.data.tables import Row
 from openrlhf_ext.errors import DataError
+
+Overlong = Literal["truncate_left", "truncate_right", "drop", "refuse"]
+"""What becomes of a row that is too long (pairs are not cut at the right: that could take a whole answer)."""
 
 
 class Dropped(Exception):
@@ -27,6 +31,17 @@ class DroppedRow:
     @classmethod
     def of(cls, row: Row, dropped: Dropped) -> DroppedRow:
         return cls(row.source, row.index + 1, dropped.args[0])
+
+
+def check_overlong(row: Row, tokens: int, limit: int, rule: Overlong) -> None:
+    """Of a row that is too long: returns where it may be cut. Raises Dropped or DataError where the rule says so."""
+    if rule == "refuse":
+        raise DataError(
+            f"{row.where} has {tokens} tokens, more than the {limit} of --data.max_len: allow more, or let "
+            "--data.overlong drop or truncate the over-long rows."
+        )
+    if rule == "drop":
+        raise Dropped("overlong")
 
 
 def by_reason(dropped: Sequence[DroppedRow]) -> dict[str, int]:

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Literal
 
 from openrlhf_ext.errors import DataError
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 ANSWER_WITHIN_S = 10.0
+
+
+def local_files(name: str) -> Path:
+    """The folder of a model's files: `name` itself, or, of a hub name, the revision that was downloaded last.
+
+    Where nothing was downloaded it is a folder that is not there.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(name, "config.json")
+    return Path(config).parent if isinstance(config, str) else Path(name)
 
 
 def check_on_hub(name: str, kind: Literal["dataset", "model"]) -> None:

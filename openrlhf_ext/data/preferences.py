@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from openrlhf_ext.data.chat import as_messages, check_chat_template, render_chat
 from openrlhf_ext.data.dialogues import asked_by, compared_turn, said_by, turns_of
-from openrlhf_ext.data.dropped import Dropped, DroppedRow, by_reason, require_some
+from openrlhf_ext.data.dropped import Dropped, DroppedRow, Overlong, by_reason, check_overlong, require_some
 from openrlhf_ext.data.prompts import check_template
 from openrlhf_ext.data.tables import Row, content_id, load_rows, require_columns
-from openrlhf_ext.data.tokens import encode, ended, text_of
+from openrlhf_ext.data.tokens import encode, ended, ending, room_for_prompt, text_of
 from openrlhf_ext.errors import ConfigError, DataError
 from openrlhf_ext.types import RolloutKey
 
@@ -34,6 +34,8 @@ class PreferenceSettings:
 
     `differs_earlier` is the rule for rows whose dialogues part before their last turns: they are left out
     (`drop`), both are cut after the first assistant turn in which they differ (`cut`), or it is an error (`refuse`).
+    `overlong` is the one for pairs of more than `max_tokens`: the prompt loses its beginning, and the answers their
+    ends only where half of `max_tokens` is not enough for them; or the pair is left out, or it is an error.
     """
 
     dataset: str
@@ -48,6 +50,7 @@ class PreferenceSettings:
     max_samples: int | None = None
     max_tokens: int | None = None
     differs_earlier: Literal["drop", "cut", "refuse"] = "drop"
+    overlong: Overlong = "truncate_left"
     seed: int = 42
 
 
@@ -98,7 +101,7 @@ class PreferencePair:
 class LoadedPreferences:
     """`counts`: rows, pairs, cut_prompts (pairs), cut_responses (answers, which then have no EOS),
     cut_to_first_difference (pairs), tokens (of both sides, each with the prompt), response_tokens, and
-    `dropped_REASON` for rows left out: identical, identical_when_cut, empty_prompt, empty_response,
+    `dropped_REASON` for rows left out: identical, identical_when_cut, overlong, empty_prompt, empty_response,
     differs_earlier, no_response (a dialogue that does not end with the assistant), no_question (through a chat
     template, an answer that follows another), eos_inside (a response
     spells EOS before its end). `dropped` names each of those rows."""
@@ -120,9 +123,8 @@ def load_preferences(settings: PreferenceSettings, tokenizer: PreTrainedTokenize
 
     Without `prompt_key` a pair is two dialogues, as texts with "\\n\\nHuman:" and "\\n\\nAssistant:" before each
     turn (hh-rlhf) or as messages, and the prompt is what they have in common; with it, answers or whole
-    conversations after a prompt. A chat template renders messages, and dialogues in texts as messages. A pair
-    that is too long loses the beginning of its prompt, and the ends of its responses only where half of
-    `max_tokens` is not enough for them. Raises DataError for rows, tokenizer or template that cannot be used and
+    conversations after a prompt. A chat template renders messages, and dialogues in texts as messages.
+    Raises DataError for rows, tokenizer or template that cannot be used and
     if no row is left, ConfigError for settings that contradict each other.
     """
     _check(settings, tokenizer)
@@ -291,22 +293,16 @@ def _pair(
     limit = settings.max_tokens
     longest = max(len(chosen), len(rejected))
     if limit is not None and len(prompt) + longest > limit:
-        room = min(len(prompt), max(limit - longest, limit // 2))
+        check_overlong(row, len(prompt) + longest, limit, settings.overlong)
+        room = room_for_prompt(len(prompt), longest, limit)
         space = limit - room
         if chosen[:space] == rejected[:space]:
             raise Dropped("identical_when_cut")
         counts["cut_prompts"] += room < len(prompt)
         counts["cut_responses"] += sum(len(answer) > space for answer in (chosen, rejected))
-        prompt, chosen, rejected = _ending(prompt, room, tokenizer), chosen[:space], rejected[:space]
+        prompt, chosen, rejected = ending(prompt, room, tokenizer), chosen[:space], rejected[:space]
     margin = _margin(row, settings.margin_key) if settings.margin_key is not None else 0.0
     return PreferencePair(pair_id, tuple(prompt), tuple(chosen), tuple(rejected), margin)
-
-
-def _ending(prompt: list[int], room: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The prompt's last `room` tokens, after its BOS if it has one: models read badly without."""
-    if 1 < room < len(prompt) and prompt[0] == tokenizer.bos_token_id:
-        return [prompt[0], *prompt[len(prompt) - room + 1 :]]
-    return prompt[len(prompt) - room :]
 
 
 def _margin(row: Row, column: str) -> float:

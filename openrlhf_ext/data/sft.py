@@ -11,13 +11,13 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from openrlhf_ext.data.chat import Segments, as_messages, assistant_segments, check_chat_template
-from openrlhf_ext.data.dropped import Dropped, DroppedRow, by_reason, require_some
+from openrlhf_ext.data.dropped import Dropped, DroppedRow, Overlong, by_reason, check_overlong, require_some
 from openrlhf_ext.data.prompts import check_template
 from openrlhf_ext.data.tables import Row, content_id, load_rows, require_columns
-from openrlhf_ext.data.tokens import encode, ended, text_of
+from openrlhf_ext.data.tokens import encode, ended, ending, room_for_prompt, text_of
 from openrlhf_ext.errors import ConfigError, DataError
 from openrlhf_ext.types import RolloutKey
 
@@ -32,7 +32,9 @@ class SftSettings:
     """What `load_sft` needs to know; the names are those of the `--data` flags.
 
     `pretrain`: every token of the input column is learned, as plain text without template or EOS.
-    `overlong`: a row of more than `max_tokens` loses its end (and so its EOS), is left out, or is an error.
+    `overlong`, of a row of more than `max_tokens`: what is before its last response loses its beginning, and the
+    response its end only where half of `max_tokens` is not enough for it (`truncate_left`, as pairs are cut); or the
+    row loses its end, is left out, or is an error.
     """
 
     dataset: str
@@ -46,7 +48,7 @@ class SftSettings:
     pretrain: bool = False
     max_samples: int | None = None
     max_tokens: int | None = None
-    overlong: Literal["truncate_right", "drop", "refuse"] = "truncate_right"
+    overlong: Overlong = "truncate_left"
     seed: int = 42
 
 
@@ -74,9 +76,10 @@ class SftExample:
 
 @dataclass(frozen=True, slots=True)
 class LoadedSft:
-    """`counts`: rows, examples, truncated, tokens, learned_tokens, and `dropped_REASON` for rows left out:
-    overlong, prompt_too_long (no response within `max_tokens`), empty_prompt, empty_response, eos_inside
-    (the response spells EOS before its end). `dropped` names each of those rows."""
+    """`counts`: rows, examples, cut_prompts, cut_responses (which then have no EOS), tokens, learned_tokens, and
+    `dropped_REASON` for rows left out: overlong, prompt_too_long (cut at the right, no response would be left),
+    empty_prompt, empty_response, eos_inside (the response spells EOS before its end). `dropped` names each of
+    those rows."""
 
     examples: list[SftExample]
     counts: Mapping[str, int]
@@ -112,7 +115,7 @@ def load_sft(settings: SftSettings, tokenizer: PreTrainedTokenizerBase) -> Loade
     for row in rows:
         row_id = content_id([row.source, *(row[column] for column in columns)], seen)
         try:
-            example = SftExample(row_id, *_fit(*_tokenized(row, settings, tokenizer), row, settings, counts))
+            example = SftExample(row_id, *_fit(*_tokenized(row, settings, tokenizer), row, settings, tokenizer, counts))
         except Dropped as reason:
             dropped.append(DroppedRow.of(row, reason))
             continue
@@ -224,20 +227,37 @@ def _by_generation_blocks(
 
 
 def _fit(
-    ids: list[int], mask: list[bool], row: Row, settings: SftSettings, counts: Counter[str]
+    ids: list[int],
+    mask: list[bool],
+    row: Row,
+    settings: SftSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    counts: Counter[str],
 ) -> tuple[tuple[int, ...], tuple[bool, ...]]:
     """The row under the rule for over-long ones."""
     limit = settings.max_tokens
-    if limit is not None and len(ids) > limit:
-        if settings.overlong == "refuse":
-            raise DataError(
-                f"{row.where} has {len(ids)} tokens, more than the {limit} of --data.max_len: allow more, "
-                "or choose to drop or to truncate the over-long rows."
-            )
-        if settings.overlong == "drop":
-            raise Dropped("overlong")
+    if limit is None or len(ids) <= limit:
+        return tuple(ids), tuple(mask)
+    check_overlong(row, len(ids), limit, settings.overlong)
+    if settings.overlong == "truncate_right":
         if not any(mask[:limit]):
             raise Dropped("prompt_too_long")
-        counts["truncated"] += 1
-        ids, mask = ids[:limit], mask[:limit]
-    return tuple(ids), tuple(mask)
+        counts["cut_responses"] += 1
+        return tuple(ids[:limit]), tuple(mask[:limit])
+    start = _last_response(mask)
+    room = room_for_prompt(start, len(ids) - start, limit)
+    counts["cut_prompts"] += room < start
+    counts["cut_responses"] += len(ids) - start > limit - room
+    # Where the prompt begins within an earlier answer, that answer's first token has nothing to be learned from.
+    learned = [False, *mask[start - room + 1 : start]]
+    return (
+        (*ending(ids[:start], room, tokenizer), *ids[start : start + limit - room]),
+        (*learned, *mask[start : start + limit - room]),
+    )
+
+
+def _last_response(mask: Sequence[bool]) -> int:
+    """Where the last stretch of learned tokens begins."""
+    last = len(mask) - 1 - mask[::-1].index(True)
+    before = [token for token in range(last) if not mask[token]]
+    return before[-1] + 1

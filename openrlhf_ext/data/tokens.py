@@ -42,6 +42,19 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], where: Sequ
     ]
 
 
+def room_for_prompt(prompt: int, response: int, limit: int) -> int:
+    """How many tokens a prompt keeps where prompt and response have more than `limit`: the response comes first, and
+    gives way only where half of the limit is not enough for it."""
+    return min(prompt, max(limit - response, limit // 2))
+
+
+def ending(prompt: list[int], room: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The prompt's last `room` tokens, after its BOS if it has one: models read badly without."""
+    if 1 < room < len(prompt) and prompt[0] == tokenizer.bos_token_id:
+        return [prompt[0], *prompt[len(prompt) - room + 1 :]]
+    return prompt[len(prompt) - room :]
+
+
 def ended(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """A response with EOS once, at its end. Raises Dropped if it goes on after an EOS that it spells itself."""
     eos = tokenizer.eos_token_id

@@ -100,6 +100,7 @@ SUPERVISED = {
     "train.dynamic_batch_enable": "micro-batches by tokens, as in rl",
     "train.max_tokens_per_gpu": "micro-batches by tokens, as in rl",
     "train.length_group_steps": "less padding",
+    "data.overlong": "rows that are too long follow one rule, of which there are several",
     "model.num_nodes": "OpenRLHF reads it from the deepspeed launcher, which we do not need",
     "model.num_gpus_per_node": "OpenRLHF reads it from the deepspeed launcher, which we do not need",
     "ds.logprob_chunk_size": "full logits are never in memory",

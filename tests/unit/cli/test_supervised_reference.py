@@ -36,6 +36,22 @@ def test_log_probs_of_one_model_are_cached_on_any_ranks():
     check_reference(config(*TWO, "--ds.lora.rank", "4"), None)
 
 
+def test_the_cache_tells_revisions_of_a_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    of = config("--model.model_name_or_path", "org/name")
+    digests = [reference_digest(of)]
+    for commit in ("a" * 40, "b" * 40):
+        files = tmp_path / "models--org--name" / "snapshots" / commit
+        files.mkdir(parents=True)
+        (files / "config.json").write_text("{}")
+        (files / "model.safetensors").write_text(commit)
+        ref = tmp_path / "models--org--name" / "refs" / "main"
+        ref.parent.mkdir(exist_ok=True)
+        ref.write_text(commit)
+        digests.append(reference_digest(of))
+    assert len(set(digests)) == 3
+
+
 def test_the_cache_tells_adapters_from_their_base(tmp_path: Path):
     build_tiny_model(tmp_path / "model", TinyShape(hidden=32, layers=1, heads=2, kv_heads=1, intermediate=32))
 

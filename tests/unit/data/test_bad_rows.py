@@ -156,6 +156,7 @@ NOTHING_LEFT = [
         r"none .*\(1 prompt_too_long\).*--data.max_len",
         [{"input": HUGE, "output": "x"}],
         max_tokens=64,
+        overlong="truncate_right",
     ),
     sft(
         "over-long rows only",

@@ -240,6 +240,15 @@ def test_ids_are_stable_under_limits_and_tell_duplicates_apart(tokenizer, jsonl)
     assert len({pair.id for pair in free.pairs}) == 3
 
 
+def test_pairs_that_are_too_long_are_left_out_or_refused_where_that_is_asked_for(tokenizer, jsonl):
+    path = jsonl([{"p": "x", "c": "yes", "r": "no"}, {"p": "a long prompt", "c": "yes", "r": "no"}])
+    loaded = load(tokenizer, path, **COLUMNS, max_tokens=8, overlong="drop")
+    assert (loaded.counts["pairs"], loaded.counts["dropped_overlong"]) == (1, 1)
+    assert [(row.row, row.reason) for row in loaded.dropped] == [(2, "overlong")]
+    with pytest.raises(DataError, match=r"row 2 of rows has 17 tokens, more than the 8 of --data.max_len"):
+        load(tokenizer, path, **COLUMNS, max_tokens=8, overlong="refuse")
+
+
 def test_margins_are_read_where_they_are_asked_for(tokenizer, jsonl):
     path = jsonl([{"p": "x", "c": "yes", "r": "no", "m": 2}, {"p": "y", "c": "yes", "r": "no", "m": 0.5}])
     assert [pair.margin for pair in load(tokenizer, path, **COLUMNS, margin_key="m").pairs] == [2.0, 0.5]

@@ -141,11 +141,11 @@ def test_rows_left_out_are_counted_by_reason(tokenizer, jsonl):
         {"q": "x", "a": "a<|im_end|>b"},
         {"q": "a very long question", "a": "yes"},
     ]
-    loaded = load_sft(SftSettings(jsonl(rows), **PAIR, max_tokens=10), tokenizer)
+    loaded = load_sft(SftSettings(jsonl(rows), **PAIR, max_tokens=10, overlong="truncate_right"), tokenizer)
     assert loaded.counts == {
         "rows": 7,
         "examples": 2,
-        "truncated": 1,
+        "cut_responses": 1,
         "tokens": 8 + 10,
         "learned_tokens": 4 + 6,
         "dropped_empty_prompt": 1,
@@ -162,6 +162,40 @@ def test_rows_left_out_are_counted_by_reason(tokenizer, jsonl):
         load_sft(SftSettings(jsonl(rows), **PAIR, max_tokens=10, overlong="refuse"), tokenizer)
     with pytest.raises(DataError, match=r"none of the 1 rows .*\(1 empty_prompt\)"):
         load_sft(SftSettings(jsonl(rows[2:3]), **PAIR), tokenizer)
+
+
+def test_a_long_row_loses_the_beginning_of_its_prompt_and_never_its_whole_response(tokenizer, jsonl):
+    rows = [
+        {"q": "a very long question", "a": "yes"},  # 4 tokens of response: 6 are left for the prompt
+        {"q": "short", "a": "a very long answer"},  # half of the room is the prompt's
+        {"q": "a very long question", "a": "a very long answer"},
+        {"q": "good", "a": "no"},
+    ]
+    loaded = load_sft(SftSettings(jsonl(rows), **PAIR, max_tokens=10), tokenizer)
+    assert [tokenizer.decode(each.token_ids) for each in loaded.examples] == [
+        "estionyes<|im_end|>",
+        "shorta ver",
+        "stiona ver",
+        "goodno<|im_end|>",
+    ]
+    assert [learned(tokenizer, each)[0] for each in loaded.examples] == [
+        ["yes<|im_end|>"],
+        ["a ver"],
+        ["a ver"],
+        ["no<|im_end|>"],
+    ]
+    assert (loaded.counts["cut_prompts"], loaded.counts["cut_responses"], loaded.counts["examples"]) == (2, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("limit", "kept"), [(24, ["See you.<|im_end|>"]), (36, ["o.<|im_end|>", "See you.<|im_end|>"])]
+)
+def test_a_long_conversation_keeps_its_last_answer(make_tokenizer, jsonl, limit, kept):
+    tokenizer = make_tokenizer(chat_template=THINKING)
+    settings = {"input_key": "q", "apply_chat_template": True, "multiturn": True}
+    example = one(tokenizer, jsonl([{"q": TURNS}]), **settings, max_tokens=limit)
+    assert len(example.token_ids) == limit
+    assert learned(tokenizer, example)[0] == kept
 
 
 def test_plain_text_without_template_or_eos(tokenizer, jsonl):
