@@ -16,6 +16,7 @@ from openrlhf_ext.cli.preflight import preflight
 from openrlhf_ext.cli.rl_rewards import reward_settings, reward_sources
 from openrlhf_ext.cli.rl_roles import Schedule, model_specs, ray_settings, roles_spec
 from openrlhf_ext.cli.rl_setup import eval_sampling, prompt_settings, rl_settings, role_sources
+from openrlhf_ext.cli.rl_student import check_rows
 from openrlhf_ext.cli.specs import cadence_of, metrics_file, open_store, open_tracking, write_config
 from openrlhf_ext.cluster.build import RemoteRoles, build_roles
 from openrlhf_ext.cluster.session import ray_session
@@ -63,6 +64,7 @@ def run(parsed: Parsed) -> int:
     write_config(cfg, cfg.ckpt)
     rollouts = Path(cfg.logger.rollout_dir) if cfg.logger.rollout_dir else output / "rollouts"
     scorers = role_sources(cfg, tokenizer)
+    check_rows(scorers, [*data.prompts, *data.held_out])
     with (
         shortage_explained(planned, memory, store),
         load_reward(reward_sources(cfg), reward_settings(cfg), tokenizer, scorers) as reward,

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Literal
 
 from openrlhf_ext.config.agent import AGENTS, AgentSection
-from openrlhf_ext.config.fields import declined, flag, section
+from openrlhf_ext.config.fields import declined, flag, planned, section
 from openrlhf_ext.config.judge import JUDGE, JudgeSection
 from openrlhf_ext.config.sections import (
     AdamSection,
@@ -25,7 +25,7 @@ from openrlhf_ext.config.sections import (
     RLDsSection,
     TrainFields,
 )
-from openrlhf_ext.config.student import STUDENT, StudentSection
+from openrlhf_ext.config.student import StudentSection
 
 AdvantageEstimator = Literal[
     "gae", "reinforce", "rloo", "reinforce_baseline", "group_norm", "dr_grpo", "flash_reinforce"
@@ -33,6 +33,7 @@ AdvantageEstimator = Literal[
 KLEstimator = Literal["k1", "k2", "k3"]
 LossAggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
 
+FOLLOWING = planned("a reference that follows the policy")
 VISION = declined("vision-language training")
 EMA = declined("the moving average of weights")
 MOE_LOSS = declined("the mixture-of-experts balancing loss")
@@ -76,6 +77,12 @@ class RefSection:
     num_nodes: int = flag(1, "machines of the reference")
     num_gpus_per_node: int = flag(8, "ranks of the reference on each machine (on a CPU: processes)", common=True)
     offload: bool = flag(False, "keep the reference's parameters in host memory")
+    sync_steps: int = flag(
+        0, "rollout steps after which the reference moves towards the policy (0: it never does)", refused=FOLLOWING
+    )
+    sync_mixup: float = flag(
+        0.9, "part of itself that it keeps then: mixup * reference + (1 - mixup) * policy", refused=FOLLOWING
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +256,7 @@ class RLConfig:
     device: DeviceSection = section(DeviceSection, "CPU or GPU")
     ray: RaySection = section(RaySection, "the cluster")
     judge: JudgeSection = section(JudgeSection, "the judge, a language model that scores", refused=JUDGE)
-    student: StudentSection = section(StudentSection, "a frozen model whose log-probs reward", refused=STUDENT)
+    student: StudentSection = section(StudentSection, "a frozen model whose log-probs reward")
     agent: AgentSection = section(AgentSection, "answers of several turns (train.agent_func_path)", refused=AGENTS)
     plan: PlanSection = section(PlanSection, "the plan that is made before anything loads")
     memory: MemorySection = section(MemorySection, "what the planner may choose")
@@ -265,3 +272,7 @@ class RLConfig:
     @property
     def has_reward_model(self) -> bool:
         return self.reward.model_name_or_path is not None
+
+    @property
+    def has_student(self) -> bool:
+        return self.student.model_name_or_path is not None or self.student.from_reference

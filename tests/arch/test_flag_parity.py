@@ -120,6 +120,8 @@ OURS = {
         "memory.auto": PLANNED,
         **whole("judge", "a language model that scores, as a role of its own"),
         **whole("student", "RLT: a student's log-probs are the reward"),
+        "ref.sync_steps": "RLT, TR-DPO: the reference follows the policy",
+        "ref.sync_mixup": "the same",
         **whole("agent", "episodes have limits"),
         "actor.adam.eight_bit": EIGHT_BIT,
         "critic.adam.eight_bit": EIGHT_BIT,

@@ -24,7 +24,8 @@ LOAD, CALL, PROMPTS = 0.6, 0.4, 0.6
 def find_rewards(subject: Subject) -> Iterator[Finding]:
     config = subject.config
     sources = reward_sources(config)
-    if config.reward.weights and len(sources) + config.has_reward_model == len(config.reward.weights):
+    models = config.has_reward_model + config.has_student
+    if config.reward.weights and len(sources) + models == len(config.reward.weights):
         weights = list(config.reward.weights)
     else:  # the rules say so if it is wrong
         weights = [1.0] * (len(sources) + 1)

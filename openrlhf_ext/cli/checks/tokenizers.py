@@ -112,6 +112,8 @@ def _others(subject: Subject) -> Iterator[tuple[str, str, bool]]:
         return
     if config.has_reward_model:
         yield "reward model", config.reward.model_name_or_path, True
+    if config.student.model_name_or_path is not None:
+        yield "student", config.student.model_name_or_path, False
     if config.has_critic:
         from openrlhf_ext.cli.rl_roles import model_name
 

@@ -52,6 +52,17 @@ NEEDS = (
         lambda c: c.algo.advantage.is_correction_level != "off",
         "--algo.advantage.is_correction_level token or seq",
     ),
+    Need(
+        _paths(
+            "student.",
+            "num_nodes num_gpus_per_node offload question_key solution_key prompt tags think_tags solution_prefix "
+            "temperature teacher_logprobs solution_terms solution_coefs divergence_terms divergence_coefs missing_tags "
+            "debug_dir",
+        ),
+        lambda c: c.has_student,
+        "--student.model_name_or_path or --student.from_reference",
+    ),
+    Need(("ref.sync_mixup",), lambda c: c.ref.sync_steps > 0, "--ref.sync_steps"),
     Need(("algo.kl.target",), lambda c: c.algo.kl.init_coef > 0, "--algo.kl.init_coef above 0"),
     Need(("algo.kl.horizon",), lambda c: c.algo.kl.target is not None, "--algo.kl.target"),
     Need(("algo.kl.unbiased_gradient",), lambda c: c.algo.kl.use_loss, "--algo.kl.use_loss"),

@@ -13,12 +13,12 @@ from openrlhf_ext.config.rules.violation import Explicit, Rule, Violation, accum
 def rl_needs(config: RLConfig, explicit: Explicit) -> Iterator[Violation]:
     yield from required(config, {"actor.model_name_or_path": "the policy, a Hugging Face folder or hub name"})
     yield from required(config, {"data.prompt_dataset": "the prompts, a file, folder or hub name"}, plannable=True)
-    if not config.reward.remote_url and not config.has_reward_model:
+    if not config.reward.remote_url and not config.has_reward_model and not config.has_student:
         yield Violation(
             "--reward.remote_url",
             None,
             "it is required: where rewards come from, a Python file with reward_func or a URL; "
-            "or give --reward.model_name_or_path",
+            "or give --reward.model_name_or_path or --student.model_name_or_path",
             plannable=True,
         )
 
@@ -103,6 +103,8 @@ def one_weight_for_each_reward(config: RLConfig, explicit: Explicit) -> Iterator
         sources["--reward.remote_url"] = count(reward.remote_url)
     if config.has_reward_model:
         sources["--reward.model_name_or_path"] = 1
+    if config.has_student:
+        sources["--student.model_name_or_path"] = 1
     if reward.weights and sources:
         yield from one_for_each("--reward.weights", len(reward.weights), sum(sources.values()), " and ".join(sources))
 
