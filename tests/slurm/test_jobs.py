@@ -28,6 +28,7 @@ def overrides(workshop: Path, cluster: SlurmCluster, **more: str) -> dict[str, s
         "DEVICE": "cpu",
         "BATCH": "16",
         "VENV": sys.prefix,
+        "PYTHONPATH": str(ROOT),
         "SCRATCH": str(cluster.folder / "o ut"),
         "OMP_NUM_THREADS": "1",
         **more,
