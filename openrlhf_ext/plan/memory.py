@@ -114,7 +114,9 @@ def _on_a_machine(setup: Setup, terms: Iterable[Term]) -> list[Term]:
 
 
 def _processes(setup: Setup) -> dict[Role, int]:
-    processes = {run.role: run.ranks for run in setup.models}
+    # A frozen copy of adapters is dpo's reference too, and lives with them.
+    processes: dict[Role, int] = {"reference": setup.models[0].ranks}
+    processes |= {run.role: run.ranks for run in setup.models}
     return processes | {run.role: run.count * run.tensor_parallel for run in setup.engines}
 
 

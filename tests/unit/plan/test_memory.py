@@ -235,10 +235,11 @@ def test_second_models_of_dpo():
 
 def test_a_frozen_copy_of_adapters_is_a_term():
     flags = "--model.model_name_or_path Qwen/Qwen3-0.6B --ds.lora.rank 16 --ds.lora.target_modules q_proj"
-    found = memory(f"{flags} --ref.strategy adapter", command="dpo")
-    (copy,) = [term for term in found.terms if (term.role, term.name) == ("reference", "adapters")]
-    # A (16, 1024) and B (2048, 16) in each of 28 layers, in bf16.
-    assert copy.bytes == 28 * 16 * (1024 + 2048) * 2
+    for hardware, where in ((ONE, "gpu"), (CPU, "host")):
+        found = memory(f"{flags} --ref.strategy adapter", hardware, "dpo")
+        (copy,) = [term for term in found.terms if (term.role, term.name) == ("reference", "adapters")]
+        # A (16, 1024) and B (2048, 16) in each of 28 layers, in bf16.
+        assert (copy.bytes, copy.where) == (28 * 16 * (1024 + 2048) * 2, where)
 
 
 def test_pairs_are_two_rows():
