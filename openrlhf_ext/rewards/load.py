@@ -54,7 +54,8 @@ def _open(spec: str, name: str, settings: RewardSettings, judge: AsksJudge | Non
     if spec.startswith(("http://", "https://")):
         from openrlhf_ext.rewards.http import HttpSource
 
-        return HttpSource(name, spec)
+        retries, backoff_s = settings.max_retries, settings.backoff_s
+        return HttpSource(name, spec, settings.http, max_retries=retries, backoff_s=backoff_s)
     path = Path(spec).expanduser()
     if path.suffix != ".py":
         raise RewardError(f"reward {spec!r} is neither a Python file (.py) nor an http(s) URL.")
