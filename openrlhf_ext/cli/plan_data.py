@@ -82,7 +82,9 @@ def _estimated(command: str, config: Any, asked: _Asked) -> DataSize:
 
 
 def longest_answer(config: Any) -> int:
-    """Tokens, as `cli.rl_setup.longest_answer`."""
+    """Tokens, as `cli.rl_setup.longest_answer`; those of an episode of several turns may fill all the room."""
+    if config.has_agent:
+        return int(config.data.max_len)
     return int(config.rollout.max_new_tokens or config.data.max_len)
 
 

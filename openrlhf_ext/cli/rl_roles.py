@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
+from openrlhf_ext.cli.rl_agent import agent_settings, caches_prefixes
 from openrlhf_ext.cli.specs import engine_spec, frozen_engine_spec, model_path, model_spec, split_settings, threads_for
 from openrlhf_ext.cluster.build import EngineRole, Role, RolesSpec, TrainedRole
 from openrlhf_ext.cluster.session import RaySettings
@@ -56,7 +57,7 @@ def roles_spec(parsed: Parsed, device: Device, schedule: Schedule) -> RolesSpec:
         critic=_trained(parsed, "critic", device, schedule.critic) if cfg.has_critic else None,
         reward=_frozen(parsed, "reward", device) if cfg.has_reward_model else None,
         student=_frozen(parsed, "student", device) if cfg.student.model_name_or_path else None,
-        engines=_engines(cfg, device, engines_share, ranks_of(parsed, "actor", device)),
+        engines=_engines(parsed, device, engines_share, ranks_of(parsed, "actor", device)),
         split=split_settings(cfg.rollout.micro_batch_size, budget, packed=cfg.ds.packing_samples),
         pools=pools,
         overlapping=cfg.train.async_enable,
@@ -200,7 +201,8 @@ def pools_of(cfg: RLConfig) -> dict[Role, str]:
     return pools
 
 
-def _engines(cfg: RLConfig, device: Device, share: bool, actor_ranks: int) -> EngineRole:
+def _engines(parsed: Parsed, device: Device, share: bool, actor_ranks: int) -> EngineRole:
+    cfg: RLConfig = parsed.config
     vllm = cfg.vllm
     assert cfg.actor.model_name_or_path is not None
     settings = EngineSettings(
@@ -209,13 +211,14 @@ def _engines(cfg: RLConfig, device: Device, share: bool, actor_ranks: int) -> En
         max_model_len=cfg.data.max_len,
         dtype=VLLM_DTYPES[cfg.ds.param_dtype],  # type: ignore[arg-type]
         seed=cfg.train.seed,
-        enable_prefix_caching=vllm.enable_prefix_caching,
+        enable_prefix_caching=caches_prefixes(parsed),
         tensor_parallel_size=vllm.tensor_parallel_size,
         gpu_memory_utilization=vllm.gpu_memory_utilization,
         enforce_eager=vllm.enforce_eager,
         enable_sleep=vllm.enable_sleep,
         kv_cache_gb=vllm.kv_cache_gb,
         partial=cfg.train.partial_rollout_enable,
+        agent=agent_settings(cfg),
     )
     threads = vllm.threads or _threads(cfg, vllm.num_engines, beside=actor_ranks)
     return EngineRole(vllm.num_engines, settings, threads, vllm.sync_bucket_mb * 1_000_000)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from openrlhf_ext.cli.memory_report import as_result, gauges_of_driver, memory_log, say_peaks, shortage_explained
 from openrlhf_ext.cli.plan_data import longest_answer
 from openrlhf_ext.cli.preflight import preflight
+from openrlhf_ext.cli.rl_agent import agent_profile
 from openrlhf_ext.cli.rl_rewards import reward_settings, reward_sources
 from openrlhf_ext.cli.rl_roles import Schedule, model_specs, ray_settings, roles_spec
 from openrlhf_ext.cli.rl_setup import eval_sampling, prompt_settings, rl_settings, role_sources
@@ -52,6 +53,7 @@ def run(parsed: Parsed) -> int:
     assert cfg.actor.model_name_or_path is not None
     for model in model_specs(parsed, device):
         check_spec(model)
+    agent_profile(cfg)
     tokenizer = load_tokenizer(cfg.actor.model_name_or_path, fast=not cfg.data.disable_fast_tokenizer)
     data = _load_data(cfg, tokenizer)
     planned = preflight("rl", parsed, device, _data_size(cfg, data))

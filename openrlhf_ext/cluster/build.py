@@ -146,7 +146,8 @@ def build_roles(spec: RolesSpec, memory: MemoryLog | None = None) -> RemoteRoles
 
     phases = Phases(_sleepers(spec, groups, engine_sleeper if takes_turns else None), ["engines"] * takes_turns)
     aside = Phases({}) if spec.overlapping else phases
-    generator = RemoteGenerator(engines, aside, spec.engines.settings.partial, memory)
+    served = spec.engines.settings
+    generator = RemoteGenerator(engines, aside, served.partial, memory, plays=served.agent is not None)
     transport = spec.engines.settings.transport
     assert transport is not None, "the policy's engines get its weights"
     links = EngineLinks(

@@ -31,34 +31,46 @@ class RemoteGenerator:
 
     A prompt's samples go to one engine, which computes the prompt once. `generate` may run in a thread
     beside the one that publishes, where nobody has to sleep for the engines: `phases` then does nothing.
+    With `plays` a sample is an episode of the engines' agent, and has a rollout for each player who spoke in it.
     """
 
     def __init__(
-        self, engines: Sequence[Any], phases: Phases, partial: bool = False, memory: MemoryLog | None = None
+        self,
+        engines: Sequence[Any],
+        phases: Phases,
+        partial: bool = False,
+        memory: MemoryLog | None = None,
+        *,
+        plays: bool = False,
     ) -> None:
         self.engines = tuple(engines)
         self._phases = phases
         self._memory = memory or MemoryLog()
         self._thread = SAMPLING if partial else None
+        self._plays = plays
         self.version = 0
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
         self._phases.enter("generate")
-        # Engines need neither labels nor columns.
-        bare = [replace(prompt, label=None, meta={}, messages=()) for prompt in prompts]
+        # Engines need neither labels nor columns; agents do.
+        bare = [prompt if self._plays else replace(prompt, label=None, meta={}, messages=()) for prompt in prompts]
         parts = [bare[start :: len(self.engines)] for start in range(len(self.engines))]
         calls = [
-            engine.generate.options(concurrency_group=self._thread).remote(
-                [GenerateRequest(p, sample, sampling) for p in part for sample in range(sampling.n)], tell_progress
-            )
+            (engine.play if self._plays else engine.generate)
+            .options(concurrency_group=self._thread)
+            .remote([GenerateRequest(p, sample, sampling) for p in part for sample in range(sampling.n)], tell_progress)
             for engine, part in zip(self.engines, parts, strict=True)
             if part
         ]
         # Asked for in the same breath: the answers come with the rollouts.
         peaks = [engine.take_peaks.options(concurrency_group=self._thread).remote() for engine in self.engines]
         what = f"{len(prompts) * sampling.n} rollouts of up to {sampling.max_new_tokens} tokens"
+        if self._plays:
+            what = f"{len(prompts) * sampling.n} episodes"
         answers = gather(calls, what, at=Moment("engines", "generate"))
         for measured in gather(peaks, "the engines' memory"):
             self._memory.note("engines", measured)
-        by_key = {rollout.key: rollout for rollout in chain.from_iterable(answers)}
-        return [[by_key[prompt.id, sample] for sample in range(sampling.n)] for prompt in prompts]
+        by_prompt: dict[str, list[Rollout]] = {prompt.id: [] for prompt in prompts}
+        for rollout in chain.from_iterable(answers):
+            by_prompt[rollout.prompt_id].append(rollout)
+        return [sorted(by_prompt[prompt.id], key=lambda rollout: rollout.sample) for prompt in prompts]

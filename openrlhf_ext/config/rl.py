@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from openrlhf_ext.config.agent import AGENTS, AgentSection
+from openrlhf_ext.config.agent import AgentSection
 from openrlhf_ext.config.fields import declined, flag, planned, section
 from openrlhf_ext.config.judge import JUDGE, JudgeSection
 from openrlhf_ext.config.sections import (
@@ -181,7 +181,7 @@ class RLTrainSection(TrainFields):
     async_enable: bool = flag(False, "generate while training", common=True)
     async_queue_size: int = flag(1, "batches that generation may be ahead")
     partial_rollout_enable: bool = flag(False, "answers under way go on over a change of weights")
-    agent_func_path: str | None = flag(None, "Python file of an agent", refused=AGENTS)
+    agent_func_path: str | None = flag(None, "Python file of an agent: answers of several turns, in an environment")
     enable_ema: bool = flag(False, "keep a moving average of the weights", refused=EMA)
     ema_beta: float = flag(0.992, "its decay", refused=EMA)
 
@@ -257,7 +257,7 @@ class RLConfig:
     ray: RaySection = section(RaySection, "the cluster")
     judge: JudgeSection = section(JudgeSection, "the judge, a language model that scores", refused=JUDGE)
     student: StudentSection = section(StudentSection, "a frozen model whose log-probs reward")
-    agent: AgentSection = section(AgentSection, "answers of several turns (train.agent_func_path)", refused=AGENTS)
+    agent: AgentSection = section(AgentSection, "answers of several turns (train.agent_func_path)")
     plan: PlanSection = section(PlanSection, "the plan that is made before anything loads")
     memory: MemorySection = section(MemorySection, "what the planner may choose")
     local_rank: int = flag(
@@ -268,6 +268,10 @@ class RLConfig:
     @property
     def has_critic(self) -> bool:
         return self.algo.advantage.estimator == "gae"
+
+    @property
+    def has_agent(self) -> bool:
+        return self.train.agent_func_path is not None
 
     @property
     def has_reward_model(self) -> bool:

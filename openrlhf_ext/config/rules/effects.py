@@ -63,6 +63,7 @@ NEEDS = (
         "--student.model_name_or_path or --student.from_reference",
     ),
     Need(("ref.sync_mixup",), lambda c: c.ref.sync_steps > 0, "--ref.sync_steps"),
+    Need(("agent",), lambda c: c.has_agent, "--train.agent_func_path"),
     Need(("algo.kl.target",), lambda c: c.algo.kl.init_coef > 0, "--algo.kl.init_coef above 0"),
     Need(("algo.kl.horizon",), lambda c: c.algo.kl.target is not None, "--algo.kl.target"),
     Need(("algo.kl.unbiased_gradient",), lambda c: c.algo.kl.use_loss, "--algo.kl.use_loss"),

@@ -13,7 +13,7 @@ from openrlhf_ext.config.rules.violation import Explicit, Rule, Violation, accum
 def rl_needs(config: RLConfig, explicit: Explicit) -> Iterator[Violation]:
     yield from required(config, {"actor.model_name_or_path": "the policy, a Hugging Face folder or hub name"})
     yield from required(config, {"data.prompt_dataset": "the prompts, a file, folder or hub name"}, plannable=True)
-    if not config.reward.remote_url and not config.has_reward_model and not config.has_student:
+    if not (config.reward.remote_url or config.has_reward_model or config.has_student or config.has_agent):
         yield Violation(
             "--reward.remote_url",
             None,
@@ -101,6 +101,8 @@ def one_weight_for_each_reward(config: RLConfig, explicit: Explicit) -> Iterator
     sources = {}
     if reward.remote_url:
         sources["--reward.remote_url"] = count(reward.remote_url)
+    if config.has_agent:
+        sources["--train.agent_func_path"] = 1
     if config.has_reward_model:
         sources["--reward.model_name_or_path"] = 1
     if config.has_student:
