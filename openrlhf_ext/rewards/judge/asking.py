@@ -15,7 +15,7 @@ from typing import Any
 
 from openrlhf_ext.rewards.judge.cache import VerdictCache, cache_key
 from openrlhf_ext.rewards.judge.read import NotAVerdict
-from openrlhf_ext.rewards.judge.types import LanguageModel, NoReply, Question, Reply
+from openrlhf_ext.rewards.judge.types import Counting, LanguageModel, NoReply, Question, Reply
 from openrlhf_ext.types import Metric, derive_seed
 
 RETRY_TEMPERATURE = 0.7  # at 0 another seed would change nothing
@@ -114,6 +114,9 @@ class Asking:
         assert len(replies) == len(questions), "one reply for each question"
         self.count("asked", len(questions))
         self.count("seconds", seconds)
+        if isinstance(self._model, Counting):
+            for name, n in self._model.take_counts().items():
+                self.count(name, n)
         results = []
         for reply in replies:
             if isinstance(reply, NoReply):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 
 TAG = "data"
 KEY_BYTES = 4
@@ -19,6 +20,7 @@ MARKUP = re.compile(
     | \[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|SYS)\])""",
     re.VERBOSE | re.IGNORECASE,
 )
+UNSEEN_ASCII = re.compile("[\x00-\x08\x0b-\x1f\x7f]")
 # Characters that nobody sees: controls but for tab and line break, direction overrides, zero-width, tag characters,
 # variation selectors' supplement, lone surrogates.
 UNSEEN = re.compile(
@@ -39,14 +41,14 @@ def shorten(text: str, limit: int) -> tuple[str, int]:
     return f"{text[:head]}\n[{left_out} characters are left out here]\n{tail}", left_out
 
 
-def disarm(text: str, special_tokens: Iterable[str] = ()) -> tuple[str, int]:
+def disarm(text: str, special_tokens: tuple[str, ...] = ()) -> tuple[str, int]:
     """`text` without unseen characters, with a space inside whatever a chat format or a tokenizer would act on.
 
     `<|im_end|>` becomes `< |im_end| >`. Returns the number of places that were changed as well.
     """
-    plain, changed = UNSEEN.subn("", text.replace("\r\n", "\n").replace("\r", "\n"))
-    tokens = sorted({token for token in special_tokens if token.strip()}, key=len, reverse=True)
-    special = re.compile("|".join(map(re.escape, tokens))) if tokens else None
+    unseen = UNSEEN_ASCII if text.isascii() else UNSEEN
+    plain, changed = unseen.subn("", text.replace("\r\n", "\n").replace("\r", "\n"))
+    special = _pattern(special_tokens)
     for _ in range(MANY_PASSES):
         plain, count = MARKUP.subn(_apart, plain)
         if special is not None:
@@ -60,6 +62,12 @@ def disarm(text: str, special_tokens: Iterable[str] = ()) -> tuple[str, int]:
         plain, more = special.subn("?", plain)
         changed += more
     return plain, changed
+
+
+@lru_cache(maxsize=8)
+def _pattern(special_tokens: tuple[str, ...]) -> re.Pattern[str] | None:
+    tokens = sorted({token for token in special_tokens if token.strip()}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, tokens))) if tokens else None
 
 
 def _apart(match: re.Match[str]) -> str:
@@ -78,7 +86,7 @@ class Fence:
     beginning of their prompts. `changed` counts what was disarmed.
     """
 
-    def __init__(self, texts: Sequence[str], special_tokens: Sequence[str] = ()) -> None:
+    def __init__(self, texts: Sequence[str], special_tokens: tuple[str, ...] = ()) -> None:
         """`texts` are all of the case, as they came."""
         self._all = "\n".join(texts).casefold()
         self._special = special_tokens

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,12 +39,12 @@ class Asked:
     disarmed: int
 
 
-def write_prompt(rubric: Rubric, case: Case, special_tokens: Sequence[str] = ()) -> Asked:
+def write_prompt(rubric: Rubric, case: Case, special_tokens: tuple[str, ...] = ()) -> Asked:
     """The prompt of a pointwise question. Raises RewardError where the row lacks what the instructions show."""
     return _write(rubric, case, None, special_tokens)
 
 
-def write_pair_prompt(rubric: Rubric, first: Case, second: Case, special_tokens: Sequence[str] = ()) -> Asked:
+def write_pair_prompt(rubric: Rubric, first: Case, second: Case, special_tokens: tuple[str, ...] = ()) -> Asked:
     """The prompt that shows the first response as A and the second, to the same prompt, as B."""
     return _write(rubric, first, second, special_tokens)
 
@@ -72,7 +72,7 @@ def answer_format(rubric: Rubric, mode: Mode) -> str:
     return "\n".join(lines)
 
 
-def _write(rubric: Rubric, case: Case, other: Case | None, special_tokens: Sequence[str]) -> Asked:
+def _write(rubric: Rubric, case: Case, other: Case | None, special_tokens: tuple[str, ...]) -> Asked:
     cutter = _Cutter()
     limits = rubric.limits
     columns = {str(name): cutter.value(value, limits.column) for name, value in case.columns.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from openrlhf_ext.types import FinishReason
 
@@ -51,4 +51,13 @@ class LanguageModel(Protocol):
 
     def reply(self, questions: Sequence[Question]) -> list[Reply | NoReply]:
         """In the order of the questions. The same question gets the same answer, alone or among others."""
+        ...
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A language model that counts what happened while it answered."""
+
+    def take_counts(self) -> Mapping[str, float]:
+        """Since the last call, by names that go under `judge/`."""
         ...
