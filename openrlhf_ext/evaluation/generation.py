@@ -5,6 +5,9 @@ itself calls `scores` where it gives them (0 to 1), otherwise the reward; so 1/0
 they say. The mean reward is reported beside it and depends on no rule.
 
 A prompt whose rewards could not be computed is counted under `failed` and enters no other figure.
+
+In a game every role has figures of its own, for what one player wins another may lose. A role that did not speak in an
+episode has no sample of it: pass@k is then taken over the samples there are.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ PASS_AT = 0.5
 
 @dataclass(frozen=True, slots=True)
 class PromptOutcome:
-    """What became of the n samples of one prompt, in order; a failed prompt has none."""
+    """What became of the n samples of one prompt (in a game: of one role), in order; a failed prompt has none."""
 
     prompt_id: str
     source: str
@@ -30,6 +33,7 @@ class PromptOutcome:
     response_lengths: tuple[int, ...] = ()
     truncated: tuple[bool, ...] = ()
     failure: ScoreFailure | None = None
+    role: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,32 +47,45 @@ class EvalResult:
     def sources(self) -> tuple[str, ...]:
         return tuple(sorted({outcome.source for outcome in self.outcomes}))
 
-    def scored(self, source: str | None = None) -> list[PromptOutcome]:
-        """The outcomes of one source (None: of all) that have scores."""
-        return [o for o in self.outcomes if o.failure is None and source in (None, o.source)]
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return tuple(sorted({outcome.role for outcome in self.outcomes}))
 
-    def pass_at(self, k: int, source: str | None = None) -> float:
+    def scored(self, source: str | None = None, role: str | None = None) -> list[PromptOutcome]:
+        """The outcomes of one source and role (None: of all) that have scores."""
+        return [o for o in self._asked(source, role) if o.failure is None]
+
+    def pass_at(self, k: int, source: str | None = None, role: str | None = None) -> float:
         """Mean over prompts of the unbiased pass@k; NaN without a scored prompt."""
-        return _mean([pass_at_k(self.n, sum(o.passed), k) for o in self.scored(source)])
+        passed = [o.passed for o in self.scored(source, role)]
+        return _mean([pass_at_k(len(each), sum(each), min(k, len(each))) for each in passed])
 
-    def reward(self, source: str | None = None) -> float:
+    def reward(self, source: str | None = None, role: str | None = None) -> float:
         """Mean reward over prompts and samples; NaN without a scored prompt."""
-        return _mean([reward for o in self.scored(source) for reward in o.rewards])
+        return _mean([reward for o in self.scored(source, role) for reward in o.rewards])
 
     def metrics(self) -> dict[str, float]:
-        """`eval/<source>/...` for every source and, where there are several, `eval/all/...`."""
+        """`eval/<source>/...` for every source and, where there are several, `eval/all/...`.
+
+        In a game `eval/<source>/<role>/...`, role by role.
+        """
         values: dict[str, float] = {}
-        for source in self.sources:
-            values |= self._figures(f"eval/{source}", source)
-        if len(self.sources) > 1:
-            values |= self._figures("eval/all", None)
+        for role in self.roles:
+            suffix = f"/{role}" if role else ""
+            for source in self.sources:
+                values |= self._figures(f"eval/{source}{suffix}", source, role)
+            if len(self.sources) > 1:
+                values |= self._figures(f"eval/all{suffix}", None, role)
         return values
 
-    def _figures(self, prefix: str, source: str | None) -> dict[str, float]:
-        scored = self.scored(source)
-        asked = sum(source in (None, o.source) for o in self.outcomes)
-        figures = {f"{prefix}/pass@{k}": self.pass_at(k, source) for k in sorted({1, self.n})}
-        figures[f"{prefix}/reward"] = self.reward(source)
+    def _asked(self, source: str | None, role: str | None) -> list[PromptOutcome]:
+        return [o for o in self.outcomes if source in (None, o.source) and role in (None, o.role)]
+
+    def _figures(self, prefix: str, source: str | None, role: str) -> dict[str, float]:
+        scored = self.scored(source, role)
+        asked = len(self._asked(source, role))
+        figures = {f"{prefix}/pass@{k}": self.pass_at(k, source, role) for k in sorted({1, self.n})}
+        figures[f"{prefix}/reward"] = self.reward(source, role)
         figures[f"{prefix}/response_length"] = _mean([length for o in scored for length in o.response_lengths])
         figures[f"{prefix}/truncated"] = _mean([cut for o in scored for cut in o.truncated])
         figures[f"{prefix}/prompts"] = float(len(scored))
@@ -96,13 +113,20 @@ def evaluate_generation(
     assert prompts, "an evaluation has at least one prompt"
     rollouts = generator.generate(prompts, sampling)
     results = reward.score(list(zip(prompts, rollouts, strict=True)))
-    outcomes = (_outcome(*each) for each in zip(prompts, rollouts, results, strict=True))
+    outcomes: list[PromptOutcome] = []
+    for prompt, siblings, scores in zip(prompts, rollouts, results, strict=True):
+        for role in sorted({rollout.role for rollout in siblings}):
+            own = [place for place, rollout in enumerate(siblings) if rollout.role == role]
+            told = scores if isinstance(scores, ScoreFailure) else [scores[place] for place in own]
+            outcomes.append(_outcome(prompt, role, [siblings[place] for place in own], told))
     return EvalResult(sampling.n, tuple(outcomes))
 
 
-def _outcome(prompt: Prompt, rollouts: Sequence[Rollout], scores: Sequence[Score] | ScoreFailure) -> PromptOutcome:
+def _outcome(
+    prompt: Prompt, role: str, rollouts: Sequence[Rollout], scores: Sequence[Score] | ScoreFailure
+) -> PromptOutcome:
     if isinstance(scores, ScoreFailure):
-        return PromptOutcome(prompt.id, prompt.source, failure=scores)
+        return PromptOutcome(prompt.id, prompt.source, failure=scores, role=role)
     return PromptOutcome(
         prompt_id=prompt.id,
         source=prompt.source,
@@ -110,6 +134,7 @@ def _outcome(prompt: Prompt, rollouts: Sequence[Rollout], scores: Sequence[Score
         passed=tuple(_passes(score) for score in scores),
         response_lengths=tuple(rollout.response_length for rollout in rollouts),
         truncated=tuple(rollout.finish_reason == "length" for rollout in rollouts),
+        role=role,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from statistics import pstdev
@@ -95,10 +96,12 @@ def _reward_figures(groups: Sequence[RolloutGroup]) -> dict[str, Metric]:
 
 
 def _parts(scores: Sequence[Score]) -> dict[str, Metric]:
+    """Means over the samples that have the part: one that is NaN is not said of a sample, as another role's is not."""
     parts: dict[str, list[float]] = {}
     for score in scores:
         for name, value in score.parts.items():
-            parts.setdefault(name, []).append(value)
+            if not math.isnan(value):
+                parts.setdefault(name, []).append(value)
     return {f"reward/part/{name}": mean_metric(values) for name, values in parts.items()}
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -92,3 +93,31 @@ def test_a_prompt_without_scores_is_counted_and_is_not_a_zero() -> None:
 def test_one_sample_per_prompt_gives_pass_at_1_only() -> None:
     result = EvalResult(1, (PromptOutcome("p", "gsm", (1.0,), (True,), (3,), (False,)),))
     assert [name for name in result.metrics() if "pass@" in name] == ["eval/gsm/pass@1"]
+
+
+def test_a_game_has_figures_of_each_role_over_the_samples_there_are() -> None:
+    """Two episodes of each prompt; in the second of the first prompt the assessor said nothing."""
+
+    class Game(Scripted):
+        def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
+            return [
+                [
+                    replace(self._rollout(prompt, 2 * episode + place), role=role)
+                    for episode in range(sampling.n)
+                    for place, role in enumerate(("attacker", "assessor"))
+                    if (prompt.id, episode, role) != ("p0", 1, "assessor")
+                ]
+                for prompt in prompts
+            ]
+
+    labels = [[(1.0,), (-1.0,), (0.0,)], [(0.0,), (1.0,), (1.0,), (0.0,)], None]
+    prompts = [Prompt(f"p{i}", (1, 2), "", label, "notes") for i, label in enumerate(labels)]
+    game = Game()
+    values = evaluate_generation(prompts, game, game, Sampling(n=2)).metrics()
+    assert values["eval/notes/attacker/reward"] == pytest.approx((1 + 0 + 0 + 1) / 4)
+    assert values["eval/notes/assessor/reward"] == pytest.approx((-1 + 1 + 0) / 3)
+    assert values["eval/notes/attacker/pass@1"] == pytest.approx(0.5)
+    assert values["eval/notes/assessor/pass@1"] == pytest.approx((0 + 0.5) / 2)
+    assert values["eval/notes/assessor/pass@2"] == pytest.approx((0 + 1) / 2)
+    assert {values[f"eval/notes/{role}/failed"] for role in ("attacker", "assessor")} == {1.0}
+    assert not [name for name in values if name.startswith(("eval/all", "eval/notes/reward"))]
