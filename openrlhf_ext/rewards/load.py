@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from openrlhf_ext.errors import RewardError, missing_file
+from openrlhf_ext.rewards.builtin import BUILTIN, is_builtin, open_builtin
 from openrlhf_ext.rewards.process import AsksJudge, PluginSource
 from openrlhf_ext.rewards.sources import RewardSettings, RewardSource, RoleSource
 from openrlhf_ext.rewards.weighted import PROBE_RESPONSES, WeightedReward
@@ -56,9 +57,13 @@ def _open(spec: str, name: str, settings: RewardSettings, judge: AsksJudge | Non
 
         retries, backoff_s = settings.max_retries, settings.backoff_s
         return HttpSource(name, spec, settings.http, max_retries=retries, backoff_s=backoff_s)
+    if is_builtin(spec):
+        return open_builtin(spec, name, settings)
     path = Path(spec).expanduser()
     if path.suffix != ".py":
-        raise RewardError(f"reward {spec!r} is neither a Python file (.py) nor an http(s) URL.")
+        raise RewardError(
+            f"reward {spec!r} is neither a Python file (.py) nor an http(s) URL, nor one of {', '.join(BUILTIN)}."
+        )
     if not path.is_file():
         raise RewardError(f"reward file {missing_file(path)}")
     return PluginSource(name, path.resolve(), load_timeout_s=settings.load_timeout_s, judge=judge)
@@ -69,7 +74,10 @@ def _source_names(specs: Sequence[str]) -> list[str]:
     seen: Counter[str] = Counter()
     names = []
     for spec in specs:
-        name = urlsplit(spec).netloc if "://" in spec else Path(spec).stem
+        if is_builtin(spec):
+            name = spec.partition(":")[2]
+        else:
+            name = urlsplit(spec.partition("|")[0]).netloc if "://" in spec else Path(spec).stem
         seen[name] += 1
         names.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
     return names

@@ -89,6 +89,7 @@ class PluginSource:
     def __init__(self, name: str, path: Path, *, load_timeout_s: float, judge: AsksJudge | None = None) -> None:
         self.name = name
         self.origin = str(path)
+        self._path = str(path)
         self._load_timeout_s = load_timeout_s
         self._judge = judge
         self._process: subprocess.Popen[bytes] | None = None
@@ -109,7 +110,7 @@ class PluginSource:
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         self._connection = ours
         self._process = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.child", str(theirs.fileno()), self.origin],
+            [sys.executable, "-m", f"{__package__}.child", str(theirs.fileno()), self._path],
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
             env={**os.environ, "PYTHONPATH": path},
