@@ -52,7 +52,7 @@ def base_path(path: str) -> str:
         return path
     from openrlhf_ext.models.lora import read_adapter_folder
 
-    return read_adapter_folder(Path(path))[0]
+    return read_adapter_folder(Path(path), head=True)[0]
 
 
 def learner_spec(
@@ -78,7 +78,7 @@ def learner_spec(
 def _continued(parsed: Parsed, model: Any, path: str) -> Any:
     from openrlhf_ext.models.lora import read_adapter_folder
 
-    _, lora = read_adapter_folder(Path(path))
+    _, lora = read_adapter_folder(Path(path), head=model.kind == "reward")
     for name in ("rank", "alpha", "target_modules"):
         if f"ds.lora.{name}" in parsed.explicit and getattr(parsed.config.ds.lora, name) != getattr(lora, name):
             raise ConfigError(

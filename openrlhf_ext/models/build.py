@@ -48,7 +48,7 @@ def build_model(
 
         with_adapters(model.model, spec.lora, seed, head=model.head)
         if spec.adapters is not None:
-            continue_adapters(model.model, Path(spec.adapters))
+            continue_adapters(model.model, Path(spec.adapters), writable)
         model.head.requires_grad_(spec.kind != "causal_lm")  # a new head is not worth freezing
     return model
 

@@ -11,7 +11,7 @@ import copy
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import cast
 
@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from openrlhf_ext.errors import DataError
+from openrlhf_ext.models.fresh import Writable
 from openrlhf_ext.models.spec import LoraSpec
+from openrlhf_ext.models.value_model import HEAD
 
 ALL_LINEAR = "all-linear"
 ADAPTER = "default"  # peft's name for the adapter of a layer that is trained
@@ -54,13 +56,16 @@ def with_adapters(model: PreTrainedModel, lora: LoraSpec, seed: int, *, head: nn
         lora_B.data = lora_B.data.to(model.dtype)
 
 
-def continue_adapters(model: PreTrainedModel, folder: Path) -> None:
+def continue_adapters(model: PreTrainedModel, folder: Path, writable: Writable = lambda _: nullcontext()) -> None:
     """Fill the adapters of a model from a folder of peft's, and keep a frozen copy of them beside.
 
-    `adapters_off` then gives the model as training found it: with that copy, not without adapters. Raises DataError
-    where the folder's tensors are not those of the adapters.
+    `adapters_off` then gives the model as training found it: with that copy, not without adapters. A reward model's
+    head is filled too, where the folder has one. Raises DataError where the folder's tensors are not those of the
+    model.
     """
     stored = _stored_adapters(folder)
+    if hasattr(model, HEAD) and (head := stored.pop(f"{HEAD}.weight", None)) is not None:
+        _fill_head(model.get_parameter(f"{HEAD}.weight"), head, folder, writable)
     frozen = copy.copy(adapter_config(model))
     frozen.lora_dropout = 0.0
     with warnings.catch_warnings():
@@ -82,15 +87,33 @@ def continue_adapters(model: PreTrainedModel, folder: Path) -> None:
         raise DataError(f"{folder} adapts {next(iter(stored))}, which the model does not have or does not adapt.")
 
 
-def read_adapter_folder(folder: Path) -> tuple[str, LoraSpec]:
+def _fill_head(head: nn.Parameter, found: Tensor, folder: Path, writable: Writable) -> None:
+    with writable([head]), torch.no_grad():
+        if found.shape != head.shape:
+            raise DataError(
+                f"{folder} has a head of {len(found)} numbers where {len(head)} are to be trained: "
+                f"give --model.head_dim {len(found)}."
+            )
+        head.copy_(found)
+
+
+def read_adapter_folder(folder: Path, *, head: bool = False) -> tuple[str, LoraSpec]:
     """The base model and the shape of the adapters in a folder of peft's, without their weights.
 
-    Raises DataError for a folder that cannot be read, or adapters of a kind that is not trained here.
+    Raises DataError for a folder that cannot be read, or adapters of a kind that is not trained here: those of a
+    reward model too, which have its head beside them, unless `head` says that it is wanted.
     """
     try:
         config = LoraConfig.from_pretrained(str(folder))
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{folder} cannot be read as a folder of LoRA adapters ({error}).") from error
+    if has_head := config.modules_to_save == [HEAD]:
+        config.modules_to_save = None
+    if has_head and not head:
+        raise DataError(
+            f"The adapters in {folder} are a reward model's, with its head: only rm goes on from them; "
+            "give the adapters of a language model, or a whole one."
+        )
     for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform"):
         if getattr(config, name, None):
             raise DataError(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
@@ -17,6 +19,7 @@ from openrlhf_ext.models.lora import (
     read_adapter_folder,
 )
 from openrlhf_ext.models.spec import LoraSpec, ModelSpec
+from openrlhf_ext.models.tiny import TinyShape, build_tiny_model
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -177,6 +180,28 @@ def test_what_training_found_is_kept_beside_what_it_learns(folder, written):
     assert (logp(model) - expected_BA).abs().max() > 0.1
     plain = AutoModelForCausalLM.from_pretrained(folder)
     assert {weight.name for weight in named_weights(model.model)} == {name for name, _ in plain.named_parameters()}
+
+
+def test_a_reward_model_goes_on_with_its_head(tmp_path):
+    folder = build_tiny_model(tmp_path / "model", TinyShape(hidden=32, layers=1, heads=2, kv_heads=1, intermediate=32))
+    lora = LoraSpec(2, 4, ("q_proj",))
+    spec = ModelSpec(str(folder), dtype="fp32", kind="reward", new_head=True, lora=lora, head_dim=2)
+    model = build_model(spec, seed=1).eval()
+    for layer in adapted_layers(model):
+        torch.nn.init.normal_(halves(layer)[1], std=0.3, generator=torch.Generator().manual_seed(9))
+    tensors = {name: p.detach() for name, p in model.model.named_parameters() if p.requires_grad}
+    adapters = tmp_path / "adapters"
+    write_adapter_folder(adapter_config(model.model), str(folder), adapters, tensors)
+
+    with pytest.raises(DataError, match="are a reward model's, with its head: only rm goes on from them"):
+        read_adapter_folder(adapters)
+    assert read_adapter_folder(adapters, head=True) == (str(folder), lora)
+    again = build_model(replace(spec, adapters=str(adapters)), seed=2).eval()
+    torch.testing.assert_close(again(*batch())[0], model(*batch())[0])
+    trained = {name for name, parameter in again.model.named_parameters() if parameter.requires_grad}
+    assert trained == set(tensors) and "score.weight" in trained
+    with pytest.raises(DataError, match=r"a head of 2 numbers where 1 are to be trained: give --model.head_dim 2"):
+        build_model(replace(spec, adapters=str(adapters), head_dim=1))
 
 
 def test_adapters_of_another_model_are_refused(folder, written, tmp_path):
