@@ -59,6 +59,21 @@ class LogprobRole(Protocol):
         ...
 
 
+class MixedReference(Protocol):
+    """A reference that follows the policy: beside being asked, it is moved, and is part of a checkpoint."""
+
+    def mix(self, mixup: float) -> None:
+        """reference <- mixup * reference + (1 - mixup) * policy, each weight (TR-DPO, Gorbatovski et al. 2024,
+        arXiv:2404.09656, eq. 4, whose alpha is 1 - mixup)."""
+        ...
+
+    def save(self, folder: Path) -> None: ...
+
+    def load(self, folder: Path) -> None:
+        """What `save` wrote, bit for bit."""
+        ...
+
+
 class TrainRole(Protocol):
     """A model in training, on however many ranks."""
 

@@ -20,6 +20,7 @@ from openrlhf_ext.cli.rl_setup import eval_sampling, prompt_settings, rl_setting
 from openrlhf_ext.cli.rl_student import check_rows
 from openrlhf_ext.cli.specs import cadence_of, metrics_file, open_store, open_tracking, write_config
 from openrlhf_ext.cluster.build import RemoteRoles, build_roles
+from openrlhf_ext.cluster.following import RemoteMixed
 from openrlhf_ext.cluster.session import ray_session
 from openrlhf_ext.config import Parsed, RLConfig
 from openrlhf_ext.data.prompts import LoadedPrompts, load_prompts
@@ -88,7 +89,9 @@ def run(parsed: Parsed) -> int:
                 gauges=gauges_of_driver(memory, device),
                 stop=asked,
             )
-            roles = RLRoles(remote.generator, reward, remote.policy, remote.reference, remote.critic)
+            roles = RLRoles(
+                remote.generator, reward, remote.policy, remote.reference, remote.critic, _mixed(cfg, remote)
+            )
             try:
                 steps = train_rl(settings, data.source, roles, journal, rollout_folder=rollouts, resume=latest)
             finally:
@@ -103,6 +106,14 @@ def run(parsed: Parsed) -> int:
     say_peaks(memory)
     _say_result(result, cfg)
     return 0
+
+
+def _mixed(cfg: RLConfig, remote: RemoteRoles) -> RemoteMixed | None:
+    """The reference again, where it follows the policy."""
+    if not cfg.ref.sync_steps:
+        return None
+    assert remote.reference is not None, "the rules ask for a KL"
+    return RemoteMixed(remote.reference, remote.policy, saves=not cfg.ckpt.disable_ds)
 
 
 def _export(cfg: RLConfig, remote: RemoteRoles, output: Path) -> None:

@@ -114,6 +114,8 @@ def rl_settings(cfg: RLConfig, tokenizer: PreTrainedTokenizerBase) -> RLSettings
         kl_estimator=kl.estimator,
         kl_target=kl.target,
         kl_horizon=kl.horizon,
+        ref_every=cfg.ref.sync_steps,
+        ref_mixup=cfg.ref.sync_mixup,
         max_lag=train.async_queue_size if train.async_enable else 0,
         partial=train.partial_rollout_enable,
     )

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
-Phase = Literal["generate", "score", "train", "publish", "critic_files"]
+Phase = Literal["generate", "score", "train", "publish", "critic_files", "reference_files"]
 Part = Literal["policy", "reference", "critic", "reward", "student", "weights", "kv_cache"]
 
 _AWAKE: dict[Phase, frozenset[Part]] = {
@@ -25,6 +25,7 @@ _AWAKE: dict[Phase, frozenset[Part]] = {
     "train": frozenset({"policy", "reference", "critic"}),
     "publish": frozenset({"policy", "weights"}),
     "critic_files": frozenset({"critic", "weights"}),
+    "reference_files": frozenset({"reference", "weights"}),
 }
 
 

@@ -34,6 +34,10 @@ class RemoteModel:
         self._phases = phases
         self._phase: Literal["score", "train"] = "score" if group.name in SCORERS else "train"
 
+    @property
+    def phases(self) -> Phases:
+        return self._phases
+
     def _ask(
         self, batch: TokenBatch, what: str, temperature: float = 1.0, *, adapters: bool = True
     ) -> tuple[list[MicroBatch], list[Tensor]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import ray
 import torch
 
@@ -22,7 +23,7 @@ from openrlhf_ext.device.rendezvous import free_port
 from openrlhf_ext.engine.spec import EngineSpec
 from openrlhf_ext.models.spec import ModelSpec
 from openrlhf_ext.ports import Objective
-from openrlhf_ext.rollout.transfer import Bucket, Rendezvous, Transport, make_sender
+from openrlhf_ext.rollout.transfer import Bucket, Rendezvous, Transport, make_sender, packed, unpack
 from openrlhf_ext.trainers.shards import run_steps
 from openrlhf_ext.types import Report
 
@@ -129,6 +130,29 @@ class TrainWorker:
         for bucket in self.engine.export_weights(self.links.bucket_bytes):
             self.sender.send(bucket, self.links.call)
         ray.get([engine.end_update.remote(version) for engine in engines])
+
+    @ray.method
+    def feed(self, receivers: Sequence[Any], mixup: float) -> Measured[None]:
+        """Move the model of these workers towards this one, bucket by bucket; collective over the ranks."""
+
+        def stream() -> None:
+            for bucket in self.engine.export_weights(self.links.bucket_bytes):
+                if self.rank == 0:
+                    stored = ray.put(packed(bucket))  # once, however many ranks read it
+                    ray.get([worker.blend.remote(stored, mixup) for worker in receivers])
+
+        return self._measured("train", stream)
+
+    @ray.method
+    def blend(self, bucket: Bucket, mixup: float) -> Measured[None]:
+        assert isinstance(bucket.data, np.ndarray)
+        flat = torch.from_numpy(bucket.data.copy())  # what lies in the object store cannot be written to
+        return self._measured("train", lambda: self.engine.blend(unpack(flat, bucket.table), mixup))
+
+    @ray.method
+    def load_weights(self, folder: str) -> Measured[None]:
+        """What `export` wrote."""
+        return self._measured("load", lambda: self.engine.load_weights(Path(folder)))
 
     def _measured(self, phase: str, work: Callable[[], T]) -> Measured[T]:
         with self._meter(phase):

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Literal
 
 from openrlhf_ext.config.agent import AgentSection
-from openrlhf_ext.config.fields import declined, flag, planned, section
+from openrlhf_ext.config.fields import declined, flag, section
 from openrlhf_ext.config.judge import JUDGE, JudgeSection
 from openrlhf_ext.config.sections import (
     AdamSection,
@@ -33,7 +33,6 @@ AdvantageEstimator = Literal[
 KLEstimator = Literal["k1", "k2", "k3"]
 LossAggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
 
-FOLLOWING = planned("a reference that follows the policy")
 VISION = declined("vision-language training")
 EMA = declined("the moving average of weights")
 MOE_LOSS = declined("the mixture-of-experts balancing loss")
@@ -77,12 +76,8 @@ class RefSection:
     num_nodes: int = flag(1, "machines of the reference")
     num_gpus_per_node: int = flag(8, "ranks of the reference on each machine (on a CPU: processes)", common=True)
     offload: bool = flag(False, "keep the reference's parameters in host memory")
-    sync_steps: int = flag(
-        0, "rollout steps after which the reference moves towards the policy (0: it never does)", refused=FOLLOWING
-    )
-    sync_mixup: float = flag(
-        0.9, "part of itself that it keeps then: mixup * reference + (1 - mixup) * policy", refused=FOLLOWING
-    )
+    sync_steps: int = flag(0, "rollout steps after which the reference moves towards the policy (0: it never does)")
+    sync_mixup: float = flag(0.9, "part of itself that it keeps then: mixup * reference + (1 - mixup) * policy")
 
 
 @dataclass(frozen=True, slots=True)

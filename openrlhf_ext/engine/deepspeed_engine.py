@@ -6,7 +6,7 @@ loss is multiplied by the world size: gradients then sum over micro-batches and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import set_seed
 from transformers.integrations import HfDeepSpeedConfig
@@ -24,6 +25,7 @@ from openrlhf_ext.engine import checkpoint, residence
 from openrlhf_ext.engine.deepspeed_config import deepspeed_config, effective_stage
 from openrlhf_ext.engine.optimizer import build_optimizer, build_schedule
 from openrlhf_ext.engine.spec import EngineSpec
+from openrlhf_ext.errors import DataError
 from openrlhf_ext.models.build import build_model
 from openrlhf_ext.models.export import (
     SHARD_BYTES,
@@ -146,6 +148,34 @@ class DeepSpeedEngine:
         for bucket in plan_buckets([weight.nbytes for weight in weights], bucket_bytes):
             with self._gathered([part for weight in weights[bucket] for part in weight.parts]):
                 yield [(weight.name, weight.full()) for weight in weights[bucket]]
+
+    @torch.no_grad()
+    def blend(self, weights: Iterable[tuple[str, Tensor]], mixup: float) -> None:
+        """own <- mixup * own + (1 - mixup) * given, for each of these full weights under their Hugging Face names.
+
+        Computed in float32 and rounded to the type of the weight, once; with `mixup` 0 they are copied as they are.
+        Collective: every rank is given the same weights in the same order. The model is frozen.
+        """
+        assert not self.spec.trainable, "a model in training has an optimizer that knows its weights"
+        assert not self.asleep, "a sleeping model has no weights on its device"
+        if self.stage == 3:
+            self._runner.optimizer.empty_partition_cache()
+        own = {weight.name: weight.parameter for weight in named_weights(self.model.model)}
+        for name, given in weights:
+            with self._writable([own[name]]):
+                weight, given = own[name].data, given.to(own[name].data.device)
+                if mixup:
+                    given = weight.float().mul_(mixup).add_(given.float(), alpha=1.0 - mixup)
+                weight.copy_(given)
+
+    def load_weights(self, folder: Path) -> None:
+        """Of a Hugging Face folder that `export` wrote for this model. Collective, as `blend`."""
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise DataError(f"{folder} holds no weights: choose another checkpoint.")
+        for path in files:
+            with safe_open(path, framework="pt") as file:
+                self.blend(((key, file.get_tensor(key)) for key in file.keys()), 0.0)  # noqa: SIM118 (no mapping)
 
     def export(self, folder: Path) -> None:
         """Write a Hugging Face folder, one shard in memory at a time (rank 0 writes; collective)."""

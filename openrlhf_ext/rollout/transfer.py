@@ -150,6 +150,16 @@ def unpack(flat: Tensor, table: Sequence[Place]) -> list[tuple[str, Tensor]]:
     return [(p.name, flat[p.offset : p.offset + p.nbytes].view(getattr(torch, p.dtype)).view(p.shape)) for p in table]
 
 
+def packed(tensors: NamedTensors) -> Bucket:
+    """A bucket of bytes in host memory."""
+    table, nbytes = layout(tensors)
+    flat = torch.empty(nbytes, dtype=torch.uint8)
+    pack(tensors, table, flat)
+    if any(tensor.device.type != "cpu" for _, tensor in tensors):
+        torch.accelerator.synchronize()
+    return Bucket(table, nbytes, flat.numpy())
+
+
 class Bystander:
     """A rank that has nothing to send: its share of the work was to gather the full tensors."""
 
@@ -167,14 +177,8 @@ class SharedMemorySender:
         self._rank = rank
 
     def send(self, tensors: NamedTensors, call_engines: CallEngines) -> None:
-        if self._rank:
-            return
-        table, nbytes = layout(tensors)
-        flat = torch.empty(nbytes, dtype=torch.uint8)
-        pack(tensors, table, flat)
-        if any(tensor.device.type != "cpu" for _, tensor in tensors):
-            torch.accelerator.synchronize()
-        call_engines(Bucket(table, nbytes, flat.numpy())).wait()
+        if not self._rank:
+            call_engines(packed(tensors)).wait()
 
     def close(self) -> None:
         pass

@@ -11,6 +11,7 @@ from typing import Any
 
 from openrlhf_ext.batch.pad import token_batch
 from openrlhf_ext.data.source import PromptSource
+from openrlhf_ext.errors import DataError
 from openrlhf_ext.track.checkpoints import Checkpoint
 from openrlhf_ext.track.rollouts import write_rollouts
 from openrlhf_ext.trainers.experience import Updates, estimate, infer, split
@@ -19,6 +20,9 @@ from openrlhf_ext.trainers.reports import critic_report, experience_report, roll
 from openrlhf_ext.trainers.rollouts import RolloutSource
 from openrlhf_ext.trainers.settings import RLRoles, RLSettings
 from openrlhf_ext.types import Metric, Report, merge_reports
+
+REFERENCE = "reference"
+"""Of a checkpoint, where the reference follows the policy."""
 
 
 def train_rl(
@@ -59,6 +63,8 @@ def train_rl(
                     reports.append(update(updates, settings, roles))
             else:
                 journal.note(f"step {step}: no group is left to train on, so the policy stays as it is")
+            if settings.reference_follows(step):
+                reports.append(follow(settings, roles, journal))
             if updates.policy:
                 if not settings.partial:
                     source.settle()
@@ -91,11 +97,21 @@ def update(updates: Updates, settings: RLSettings, roles: RLRoles) -> Report:
     return report
 
 
+def follow(settings: RLSettings, roles: RLRoles, journal: Journal) -> Report:
+    """The reference moves towards the policy."""
+    assert roles.mixed is not None, "a reference that follows is among the roles"
+    with journal.clock("mix"):
+        roles.mixed.mix(settings.ref_mixup)
+    return {"reference/followed": Metric(1.0, reduction="sum")}
+
+
 def save(source: RolloutSource, roles: RLRoles, step: int, folder: Path) -> None:
     """Fill a checkpoint."""
     roles.policy.save(folder / "policy")
     if roles.critic is not None:
         roles.critic.save(folder / "critic")
+    if roles.mixed is not None:
+        roles.mixed.save(folder / REFERENCE)
     source.save(folder, step)
 
 
@@ -109,10 +125,18 @@ def restore(
 ) -> tuple[int, int, RLSettings]:
     """Put roles and rollouts back where the checkpoint has them; returns its step, weight version and settings."""
     step, version, state = resume.step, resume.state["version"], resume.state
+    if (resume.path / REFERENCE).is_dir() != (roles.mixed is not None):
+        held = "no" if roles.mixed is not None else "a"
+        raise DataError(
+            f"The checkpoint {resume.path} holds {held} reference that follows the policy: resume with "
+            "--ref.sync_steps as its run had it, or start anew."
+        )
     source.restore(state, resume.path, step, version)
     roles.policy.load(resume.path / "policy")
     if roles.critic is not None:
         roles.critic.load(resume.path / "critic")
+    if roles.mixed is not None:
+        roles.mixed.load(resume.path / REFERENCE)
     if settings.kl_target is not None:
         settings = settings.with_kl_coef(state["kl_coef"])
     return step, version, settings

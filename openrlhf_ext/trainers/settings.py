@@ -9,7 +9,7 @@ from openrlhf_ext.batch.partition import SplitSettings
 from openrlhf_ext.ops.advantage import ESTIMATORS, AdvantageSettings
 from openrlhf_ext.ops.kl import adapted_kl_coef
 from openrlhf_ext.ops.length_penalty import LengthPenalties
-from openrlhf_ext.ports import CriticRole, Generator, LogprobRole, PolicyRole, RewardFn
+from openrlhf_ext.ports import CriticRole, Generator, LogprobRole, MixedReference, PolicyRole, RewardFn
 from openrlhf_ext.trainers.objectives import PolicyObjective, ValueObjective
 from openrlhf_ext.types import Report, RolloutGroup, Sampling
 
@@ -38,6 +38,8 @@ class RLSettings:
     kl_estimator: str = "k1"
     kl_target: float | None = None  # nats per token
     kl_horizon: int = 10_000  # rollouts
+    ref_every: int = 0  # steps between two of which the reference follows the policy; 0: it never does
+    ref_mixup: float = 0.9  # what it keeps of itself then
     max_lag: int = 0
     partial: bool = False
 
@@ -78,6 +80,10 @@ class RLSettings:
         """Optimizer steps that so many rollouts give."""
         return math.ceil(rollouts / self.batch_size) * self.epochs
 
+    def reference_follows(self, step: int) -> bool:
+        """Whether the reference moves towards the policy after this step."""
+        return self.ref_every > 0 and step % self.ref_every == 0
+
     def keeps(self, group: RolloutGroup) -> bool:
         """Whether dynamic filtering keeps this group: its mean is strictly within the range (DAPO: Yu et al. 2025,
         arXiv:2503.14476, eq. 11). It looks at the scores' `filter_value`s, or at the rewards where there are none.
@@ -98,7 +104,7 @@ class RLSettings:
 @dataclass(frozen=True, slots=True)
 class RLRoles:
     """Who does the work. The reference is there where a KL is asked for, in the reward or in the loss; the critic
-    where the settings have an objective for it.
+    where the settings have an objective for it. `mixed` is the reference again, where it follows the policy.
     """
 
     generator: Generator
@@ -106,3 +112,4 @@ class RLRoles:
     policy: PolicyRole
     reference: LogprobRole | None = None
     critic: CriticRole | None = None
+    mixed: MixedReference | None = None

@@ -259,12 +259,31 @@ class BigramReference(LocalRole):
     """A frozen model of the same shape."""
 
     def __init__(self, calls: list[str], seed: int = 1) -> None:
-        super().__init__(BigramEngine(seed=seed), SplitSettings(rows=4))
+        self.engine = BigramEngine(seed=seed)
+        super().__init__(self.engine, SplitSettings(rows=4))
         self._calls = calls
 
     def logprobs(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
         self._calls.append("reference.logprobs")
         return super().logprobs(batch, temperature)
+
+
+class BigramMixed:
+    """A `MixedReference`: that reference, which follows the policy."""
+
+    def __init__(self, reference: BigramReference, policy: BigramPolicy, calls: list[str]) -> None:
+        self._table, self._policy, self._calls = reference.engine.table, policy, calls
+
+    def mix(self, mixup: float) -> None:
+        self._calls.append("mix")
+        self._table.data.mul_(mixup).add_(self._policy.engine.table.data, alpha=1.0 - mixup)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir()
+        torch.save(self._table.data, folder / "table.pt")
+
+    def load(self, folder: Path) -> None:
+        self._table.data.copy_(torch.load(folder / "table.pt"))
 
 
 class CountingReward:

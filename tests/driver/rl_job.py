@@ -10,6 +10,7 @@ from fakes import (
     PAD,
     BigramCritic,
     BigramGenerator,
+    BigramMixed,
     BigramPolicy,
     BigramReference,
     CountingReward,
@@ -69,6 +70,7 @@ class Job:
         self.critic = BigramCritic(self.calls) if self.settings.value_objective else None
         reward = self.reward(self.calls, self.failing)
         reference = BigramReference(self.calls) if self.reference else None
+        mixed = BigramMixed(reference, self.policy, self.calls) if reference and self.settings.ref_every else None
         source = PromptSource(
             prompts(self.prompts),
             batch_size=self.prompt_batch,
@@ -95,7 +97,7 @@ class Job:
         return train_rl(
             self.settings,
             source,
-            RLRoles(generator, reward, self.policy, reference, self.critic),
+            RLRoles(generator, reward, self.policy, reference, self.critic, mixed),
             journal,
             rollout_folder=self.folder / "rollouts",
             resume=self.store.latest() if resume else None,

@@ -17,6 +17,7 @@ NEEDS = {
     "train": {"policy", "reference", "critic"},
     "publish": {"policy", "weights"},
     "critic_files": {"critic", "weights"},
+    "reference_files": {"reference", "weights"},
 }
 
 
