@@ -1,0 +1,76 @@
+"""MEDEC's CSV to rows of the game: every note with an error gives two, the wrong note and the corrected one.
+
+    python examples/medical_selfplay/convert.py MEDEC.csv data/medical_selfplay/train.jsonl
+
+Half of the rows are `vanilla` games, in which the assessor gets the note as it is, half are `adversarial`, in which the
+attacker rewrites it first; a note whose harmful row is vanilla has an adversarial safe row, and the next one the
+reverse. The 319 notes with an error of the MS validation set give 638 rows, 160 or 159 of each of the four kinds.
+
+MEDEC: Ben Abacha et al. 2025, "MEDEC: A Benchmark for Medical Error Detection and Correction in Clinical
+Notes", Findings of ACL.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+COLUMNS = ("Text ID", "Text", "Error Flag", "Error Type", "Error Sentence", "Corrected Sentence", "Corrected Text")
+
+
+def rows_of(notes: Iterable[Mapping[str, str]]) -> Iterator[dict[str, str]]:
+    """Two rows for every note whose error flag is 1; notes without an error are left out.
+
+    `prompt` is the note, `label` what it truly is; `error` and `correction` are the sentence that makes the difference,
+    in both rows.
+    """
+    wrong = (note for note in notes if note["Error Flag"].strip() == "1")
+    for number, note in enumerate(wrong):
+        kinds = (("Harmful", "Text"), ("Safe", "Corrected Text"))
+        for (label, column), game in zip(kinds, games(number), strict=True):
+            yield {
+                "prompt": note[column].strip(),
+                "label": label,
+                "game": game,
+                "error_type": note["Error Type"],
+                "error": note["Error Sentence"].strip(),
+                "correction": note["Corrected Sentence"].strip(),
+                "note_id": note["Text ID"],
+            }
+
+
+def games(number: int) -> tuple[str, str]:
+    """Those of the harmful and of the safe row of a note."""
+    return ("vanilla", "adversarial") if number % 2 == 0 else ("adversarial", "vanilla")
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) != 2:
+        print("usage: convert.py MEDEC.csv OUT.jsonl", file=sys.stderr)
+        return 2
+    source, target = map(Path, argv)
+    if not source.is_file():
+        print(f"{source} is not there: name MEDEC's CSV file.", file=sys.stderr)
+        return 2
+    with source.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+        if missing:
+            there = ", ".join(reader.fieldnames or ()) or "none"
+            print(f"{source} has no column {', '.join(missing)}: its columns are {there}.", file=sys.stderr)
+            return 2
+        rows = list(rows_of(reader))
+    if not rows:
+        print(f"{source} has no note with Error Flag 1: nothing to convert.", file=sys.stderr)
+        return 2
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    print(f"{len(rows)} rows in {target}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
