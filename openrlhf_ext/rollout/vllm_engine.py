@@ -84,15 +84,13 @@ class VllmEngine:
         self._begun: dict[str, int] = {}  # requests that an update met under way: the version of their first token
         assert not (settings.partial and self._can_sleep), "an engine that samples while others train never sleeps"
         self._meter = PeakMeter(device, "engines")
+        assert not (settings.partial and settings.agent), "episodes are played with the weights of one version"
+        self._player: EpisodePlayer | None = None
+        if settings.agent is not None:  # its process starts while the model loads
+            self._player = EpisodePlayer(settings.agent, settings.model, self, settings.max_model_len)
         with self._meter("load"):
             self._engine = start_engine(settings, device, self._can_sleep)
-        self._tokenizer = self._engine.get_tokenizer()
-        self._player: EpisodePlayer | None = None
-        if settings.agent is not None:
-            assert not settings.partial, "episodes are played with the weights of one version"
-            self._player = EpisodePlayer(
-                settings.agent, settings.model, self._tokenizer, self, limit=settings.max_model_len
-            )
+        self.tokenizer = self._engine.get_tokenizer()
 
     @property
     def version(self) -> int:
@@ -117,7 +115,7 @@ class VllmEngine:
         params = [self._params_of(request, base[request.sampling]) for request in requests]
         with self._meter("generate"):
             answers = self._run([r.prompt.token_ids for r in requests], params, progress)
-        texts = self._tokenizer.batch_decode(
+        texts = self.tokenizer.batch_decode(
             [answer.output.outputs[0].token_ids for answer in answers], skip_special_tokens=True
         )
         return [_rollout(request, answer, text) for request, answer, text in zip(requests, answers, texts, strict=True)]

@@ -89,6 +89,14 @@ class Episode(ABC):
             "seed": derive_seed(sampling.seed, prompt.id, self.request.sample, "episode"),
         }
 
+    @property
+    def limits(self) -> dict[str, Any]:
+        """What an executor of OpenRLHF's is given beside the task."""
+        sampling = self.request.sampling
+        names = ("temperature", "top_p", "top_k", "min_p", "stop")
+        given = {name: getattr(sampling, name) for name in names} | {"max_tokens": sampling.max_new_tokens}
+        return {"max_length": self._rules.limit, "sampling": given}
+
     # --- its clock --------------------------------------------------------------------------
 
     def run(self, now: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,8 +26,10 @@ from openrlhf_ext.types import Rollout, RolloutKey, ScoreFailure
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SIGN_OF_LIFE_S = 5.0
-"""How long the loop of an agent's process may take to notice that an episode is over, before it counts as blocked."""
+SIGN_OF_LIFE_S = (1.0, 5.0)
+"""How long the loop of an agent's process may take to notice that an episode is over, before it counts as blocked: as
+long as an episode, within these bounds.
+"""
 LONGEST_WAIT_S = 0.5
 PROGRESS_SECONDS = 10.0
 
@@ -37,6 +39,9 @@ class TurnSampler(Protocol):
 
     @property
     def version(self) -> int: ...
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
 
     def add_turn(self, turn: TurnRequest) -> None:
         """It is sampled by the steps that follow. Raises ConfigError or ValueError for what cannot be."""
@@ -50,23 +55,21 @@ class TurnSampler(Protocol):
 
 
 class EpisodePlayer:
-    """The episodes of one agent file on one engine, whose process it starts when first needed and keeps.
+    """The episodes of one agent file on one engine, whose process it keeps.
 
     An episode that raises, or takes more than its time, has a ScoreFailure for an outcome. If the process dies or its
     loop stands still, all episodes under way have one, and those that follow get a new process.
     """
 
-    def __init__(
-        self, settings: AgentSettings, model: str, tokenizer: PreTrainedTokenizerBase, sampler: TurnSampler, limit: int
-    ) -> None:
-        """`model` is the policy's folder, for its tokenizer; `limit` is the longest talk in tokens."""
-        self._settings = settings
+    def __init__(self, settings: AgentSettings, model: str, sampler: TurnSampler, limit: int) -> None:
+        """Starts the process. `model` is the policy's folder; `limit` is the longest talk in tokens."""
+        self.settings = settings
+        self.limit = limit
+        self.sampler = sampler
         self._model = model
-        self._tokenizer = tokenizer
-        self._sampler = sampler
-        self._limit = limit
         self._numbers = itertools.count(1)  # 0 is nobody's
         self._process: AgentProcess | None = None
+        self.process()
 
     def play(self, requests: Sequence[GenerateRequest], progress: Callable[[int, int], None] | None) -> list[Rollout]:
         """The rollouts of all episodes, episode by episode in the order of the requests.
@@ -83,7 +86,7 @@ class EpisodePlayer:
 
     def process(self) -> AgentProcess:
         if self._process is None:
-            settings = self._settings
+            settings = self.settings
             self._process = AgentProcess(settings.path, self._model, settings.load_timeout_s)
         return self._process
 
@@ -94,18 +97,18 @@ class EpisodePlayer:
 
     def new_episode(self, request: GenerateRequest, loose: LooseTurns | None) -> Episode:
         profile = self.process().profile
-        given = (next(self._numbers), request, self._rules(request, profile.roles), self._tokenizer)
+        given = (next(self._numbers), request, self._rules(request, profile.roles), self.sampler.tokenizer)
         if profile.contract == "own":
-            return TalkEpisode(*given, self._sampler.version)
+            return TalkEpisode(*given, self.sampler.version)
         assert loose is not None
-        return ExecutorEpisode(*given, self._sampler.version, shared=loose.record)
+        return ExecutorEpisode(*given, self.sampler.version, shared=loose.record)
 
     def loose_turns(self, request: GenerateRequest) -> LooseTurns:
-        return LooseTurns(0, request, self._rules(request, ("",)), self._tokenizer, self._sampler.version)
+        return LooseTurns(0, request, self._rules(request, ("",)), self.sampler.tokenizer, self.sampler.version)
 
     def _rules(self, request: GenerateRequest, roles: tuple[str, ...]) -> Rules:
-        limit = min(request.sampling.max_total_tokens or self._limit, self._limit)
-        return Rules(roles, limit, self._settings.max_turns)
+        limit = min(request.sampling.max_total_tokens or self.limit, self.limit)
+        return Rules(roles, limit, self.settings.max_turns)
 
 
 class _Round:
@@ -116,8 +119,8 @@ class _Round:
     ) -> None:
         self.live: dict[int, Episode] = {}
         self._player = player
-        self._settings = player._settings
-        self._sampler = player._sampler
+        self._settings = player.settings
+        self._sampler = player.sampler
         self._requests = requests
         self._progress = progress
         self._waiting = deque(requests)
@@ -125,6 +128,7 @@ class _Round:
         self._sampling: dict[str, Episode] = {}  # turns in the engine, and whose they are
         self._signs: dict[int, float] = {}  # episodes that were cancelled: when the process is to have noticed
         self._loose = player.loose_turns(requests[0]) if requests else None
+        self._sign_of_life = min(max(player.settings.timeout_s, SIGN_OF_LIFE_S[0]), SIGN_OF_LIFE_S[1])
 
     def run(self) -> list[Rollout]:
         told = time.monotonic()
@@ -159,13 +163,7 @@ class _Round:
         while self._waiting and not self._signs and len(self.live) < self._settings.concurrent:
             episode = self._player.new_episode(self._waiting.popleft(), self._loose)
             self.live[episode.number] = episode
-            sampling = episode.request.sampling
-            names = ("temperature", "top_p", "top_k", "min_p", "stop")
-            limits = {
-                "max_length": min(sampling.max_total_tokens or self._player._limit, self._player._limit),
-                "sampling": {name: getattr(sampling, name) for name in names} | {"max_tokens": sampling.max_new_tokens},
-            }
-            play = {"kind": "play", "episode": episode.number, "task": episode.task, "limits": limits}
+            play = {"kind": "play", "episode": episode.number, "task": episode.task, "limits": episode.limits}
             self._player.process().send(play)
             episode.run(time.monotonic())
 
@@ -241,13 +239,13 @@ class _Round:
     def _watch(self) -> None:
         now, limit = time.monotonic(), self._settings.timeout_s
         if any(sign < now for sign in self._signs.values()):
-            blocked = f"the loop of the agent's process stood still for {SIGN_OF_LIFE_S:g} s after a time limit"
+            blocked = f"the loop of the agent's process stood still for {self._sign_of_life:g} s after a time limit"
             return self._lose(ScoreFailure("timeout", f"{blocked}, and the process was ended: await what takes long"))
         late = [episode for episode in self.live.values() if episode.seconds(now) > limit]
         for episode in late:
             failure = ScoreFailure("timeout", f"it took more than {limit:g} s (--agent.timeout_s)")
             self._player.process().send({"kind": "cancel", "episode": episode.number})
-            self._signs[episode.number] = now + SIGN_OF_LIFE_S
+            self._signs[episode.number] = now + self._sign_of_life
             self._end(episode, episode.fail(failure))
         return None
 
@@ -260,8 +258,3 @@ class _Round:
             self.drop([self._loose])
             self._loose.pending.clear()
         self._signs.clear()
-
-
-def failures(rollouts: Iterable[Rollout]) -> Counter[str]:
-    """How many episodes failed, by reason."""
-    return Counter(rollout.outcome.reason for rollout in rollouts if isinstance(rollout.outcome, ScoreFailure))

@@ -41,7 +41,7 @@ class AgentProcess:
     """
 
     def __init__(self, path: str, model: str, load_timeout_s: float) -> None:
-        """Start it and import the file. Raises ConfigError for a file that is no agent."""
+        """Start it; it imports the file on its own, and `profile` waits for that."""
         ours, theirs = Pipe()
         root = str(Path(openrlhf_ext.__file__).resolve().parent.parent)
         paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
@@ -58,15 +58,19 @@ class AgentProcess:
         self._in: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         for work in (self._write, self._read):
             threading.Thread(target=work, args=(ours,), daemon=True).start()
-        try:
-            self.profile = self._loaded(path, load_timeout_s)
-        except BaseException:
-            self.close()
-            raise
+        self._path, self._load_timeout_s = path, load_timeout_s
+        self._profile: AgentProfile | None = None
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
+    def profile(self) -> AgentProfile:
+        """Raises ConfigError for a file that is no agent."""
+        if self._profile is None:
+            try:
+                self._profile = self._loaded(self._path, self._load_timeout_s)
+            except BaseException:
+                self.close()
+                raise
+        return self._profile
 
     def send(self, message: Mapping[str, Any]) -> None:
         """A child that is gone takes no notice; `receive` tells."""
@@ -136,5 +140,6 @@ def look_at(path: str, load_timeout_s: float) -> AgentProfile:
     if not file.is_file():
         raise ConfigError(f"--train.agent_func_path: {missing_file(file)}")
     process = AgentProcess(str(file.resolve()), "", load_timeout_s)
+    profile = process.profile
     process.close()
-    return process.profile
+    return profile
