@@ -10,7 +10,7 @@ from typing import Any
 
 from openrlhf_ext.rewards.judge.asking import Asking, NoVerdict
 from openrlhf_ext.rewards.judge.cache import VerdictCache
-from openrlhf_ext.rewards.judge.pairs import PairVerdict, choose_pairs, group_scores, in_both_orders
+from openrlhf_ext.rewards.judge.pairs import PairVerdict, Standing, choose_pairs, group_scores, in_both_orders
 from openrlhf_ext.rewards.judge.prompt import Asked, Case, write_pair_prompt, write_prompt
 from openrlhf_ext.rewards.judge.read import json_reader, read_verdict
 from openrlhf_ext.rewards.judge.rubric import Mode, Rubric, Value
@@ -87,7 +87,9 @@ class Judge:
         samples = self._samples(prompts, "pairwise")
         winners = [self._pair_vote(each) for each in samples]
         return [
-            in_both_orders(rubric, winners[i], winners[i + 1], (samples[i], samples[i + 1]))
+            in_both_orders(
+                rubric, winners[i], winners[i + 1], samples[i : i + 2], max(p.cut for p in prompts[i : i + 2])
+            )
             for i in range(0, len(winners), 2)
         ]
 
@@ -178,12 +180,11 @@ class Judge:
             results.append([self._ranked(score) for score in scored])
         return results
 
-    def _ranked(self, score: Any) -> Verdict | NoVerdict:
+    def _ranked(self, score: Standing | NoVerdict) -> Verdict | NoVerdict:
         if isinstance(score, NoVerdict):
             self._asking.count("no_verdict")
             return score
-        shares, samples = score
-        return Verdict(self._rubric().reward(shares), shares, samples, 0, shares)
+        return Verdict(self._rubric().reward(score.shares), score.shares, score.pairs, score.cut, score.shares)
 
 
 def _enough(samples: Sequence[Any]) -> list[dict[str, Value]] | NoVerdict:

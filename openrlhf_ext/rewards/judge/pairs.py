@@ -15,6 +15,15 @@ TURNED = {A: B, B: A, TIE: TIE}
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """Of one response among its siblings: its share of points by criterion, and the pairs it was in."""
+
+    shares: Mapping[str, float]
+    pairs: Sequence[Mapping[str, Any]] = ()
+    cut: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class PairVerdict:
     """By criterion, the better response of a pair: "A" the first of it, "B" the second, "tie".
 
@@ -26,17 +35,19 @@ class PairVerdict:
     straight: Mapping[str, str]
     turned: Mapping[str, str]
     samples: Sequence[Mapping[str, Any]] = ()
+    cut: int = 0  # characters of the data that the judge was not shown
 
 
 def choose_pairs(responses: Sequence[str], most: int | None) -> list[tuple[int, int, bool]]:
     """Pairs (i, j) of a group, and whether their responses are the same text, which is a tie without a question.
 
-    At most `most` of them: neighbours in a ring first, then those two apart, and so on, so that each response is
-    in about as many pairs as any other.
+    At most `most` of them, but each response is in one at least: neighbours in a ring first, then those two apart,
+    and so on, so that each is in about as many pairs as any other.
     """
     n = len(responses)
-    ring = [tuple(sorted((i, (i + apart) % n))) for apart in range(1, n // 2 + 1) for i in range(n)]
-    pairs = list(dict.fromkeys(ring))[:most]
+    starts = [*range(0, n, 2), *range(1, n, 2)]
+    ring = [tuple(sorted((i, (i + apart) % n))) for apart in range(1, n // 2 + 1) for i in starts]
+    pairs = list(dict.fromkeys(ring))[: None if most is None else max(most, (n + 1) // 2)]
     return [(i, j, responses[i] == responses[j]) for i, j in pairs]
 
 
@@ -45,6 +56,7 @@ def in_both_orders(
     straight: Mapping[str, str] | NoVerdict,
     turned: Mapping[str, str] | NoVerdict,
     samples: Sequence[Sequence[Any]],
+    cut: int,
 ) -> PairVerdict | NoVerdict:
     """What two orders of a pair agree on. `turned` is in the terms of its own order."""
     if isinstance(straight, NoVerdict):
@@ -59,7 +71,7 @@ def in_both_orders(
         for sample in each
         if not isinstance(sample, NoVerdict)
     ]
-    return PairVerdict(winners, straight, back, kept)
+    return PairVerdict(winners, straight, back, kept, cut)
 
 
 def group_scores(
@@ -67,8 +79,8 @@ def group_scores(
     n: int,
     outcomes: Sequence[tuple[int, int, PairVerdict | NoVerdict | None]],
     counts: Counter[str],
-) -> list[tuple[dict[str, float], list[dict[str, Any]]] | NoVerdict]:
-    """For each of n responses its share of points by criterion and the pairs it was in, or why there is none.
+) -> list[Standing | NoVerdict]:
+    """Where each of n responses stands, or why there is nothing to say.
 
     A pair without a verdict counts for nobody; a response that has no other pair has no verdict. None as an
     outcome is a pair of equal texts, a tie. A response that is alone in its group has 0.5: it is tied with nobody.
@@ -94,13 +106,17 @@ def group_scores(
             seen[me].append({"against": other, "first": me == i, **_said(outcome)})
     if n == 1:
         counts["alone"] += 1
-        return [({c.name: 0.5 for c in rubric.criteria}, [])]
-    results: list[tuple[dict[str, float], list[dict[str, Any]]] | NoVerdict] = []
+        return [Standing({c.name: 0.5 for c in rubric.criteria})]
+    results: list[Standing | NoVerdict] = []
     for me in range(n):
         if not seen[me]:
-            results.append(lost.get(me) or NoVerdict("no_pair", "it was in none of the pairs that were compared"))
+            results.append(lost[me])
             continue
-        results.append(({name: sum(values) / len(values) for name, values in points[me].items()}, seen[me]))
+        shares = {name: sum(values) / len(values) for name, values in points[me].items()}
+        cut = max(
+            (outcome.cut for i, j, outcome in outcomes if me in (i, j) and isinstance(outcome, PairVerdict)), default=0
+        )
+        results.append(Standing(shares, seen[me], cut))
     return results
 
 

@@ -12,8 +12,8 @@ from openrlhf_ext.rewards.judge.rubric import Mode
 class JudgeSettings:
     """`samples` verdicts are asked for each question and voted on; more than one needs a temperature.
 
-    Pairwise, at most `max_pairs` pairs of a group are compared (None: all), each in both orders; a response is in
-    about as many of them as any other. `seed` makes the draws of a judge with a temperature others.
+    Pairwise, at most `max_pairs` pairs of a group are compared (None: all; at least as many as put each response
+    in one), each in both orders. `seed` makes the draws of a judge with a temperature others.
     """
 
     mode: Mode = "pointwise"
