@@ -28,6 +28,6 @@ fi
 openrlhf-ext rl "${flags[@]}" \
   --actor.model_name_or_path "$MODEL" \
   --data.prompt_dataset "$train" \
-  --train.agent_func_path "$here/game.py" \
+  --train.agent_func_path "$here/game.py" --agent.timeout_s 60 --agent.max_turns 2 \
   --reward.remote_url "$here/reward.py" \
   --ckpt.output_dir "$out/rl" --ckpt.path "$out/rl/checkpoints" "${judge[@]}" "$@"

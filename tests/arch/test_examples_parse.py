@@ -11,10 +11,12 @@ import yaml
 
 from openrlhf_ext.cli.main import COMMANDS as ENTRIES
 from openrlhf_ext.config import COMMANDS, flags_of, parse
+from openrlhf_ext.rewards.judge.rubric_file import load_rubric
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "examples").rglob("*"))
-YAMLS = [path for path in FILES if path.suffix in (".yaml", ".yml")]
+RUBRICS = [path for path in FILES if path.match("*rubric*.yaml")]
+YAMLS = [path for path in FILES if path.suffix in (".yaml", ".yml") and path not in RUBRICS]
 SCRIPTS = [path for path in FILES if path.suffix == ".sh"]
 
 # What a YAML file may leave to the command line.
@@ -54,6 +56,11 @@ def test_a_yaml_file_parses(path: Path):
     command = path.stem if path.stem in COMMANDS else nearest
     missing = {key: value for key, value in REQUIRED[command].items() if key not in given}
     parse(command, ["--config", str(path), *(token for key, value in missing.items() for token in (f"--{key}", value))])
+
+
+@pytest.mark.parametrize("path", RUBRICS, ids=name)
+def test_a_rubric_parses(path: Path):
+    assert load_rubric(path).criteria
 
 
 def calls_of(script: Path, folder: Path) -> list[list[str]]:
