@@ -39,15 +39,17 @@ from openrlhf_ext.data.dropped import write_dropped
 from openrlhf_ext.data.length_groups import StepOrder
 from openrlhf_ext.data.tokenizer import load_tokenizer
 from openrlhf_ext.device import Device, choose_device
+from openrlhf_ext.errors import ConfigError
 from openrlhf_ext.plan.trial import Command
 from openrlhf_ext.ports import SupervisedRole
+from openrlhf_ext.track.checkpoints import Checkpoint
 from openrlhf_ext.track.memory import MemoryLog
 from openrlhf_ext.track.metrics import Trackers
 from openrlhf_ext.track.progress import StepProgress, console
 from openrlhf_ext.track.stop import COME_BACK, say_resumable, stop_on_signal
 from openrlhf_ext.trainers.journal import Cadence, Journal
 from openrlhf_ext.trainers.local import LocalRole
-from openrlhf_ext.trainers.supervised import SupervisedSettings, train_supervised
+from openrlhf_ext.trainers.supervised import STATE, SupervisedSettings, train_supervised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,6 +64,7 @@ def run(command: Command, parsed: Parsed, launch: Launch | None = None) -> int:
         console.quiet = True
         logging.disable(logging.WARNING)
     store, latest = open_store(parsed.config.ckpt, leads=leads)
+    _check_resumable(latest)
     opened = Opened(launch)
     if command == "dpo":
         check_reference(parsed.config, launch)
@@ -109,6 +112,14 @@ def run(command: Command, parsed: Parsed, launch: Launch | None = None) -> int:
     if leads:
         _leave_result(cfg, steps, time.monotonic() - start, memory)
     return 0
+
+
+def _check_resumable(latest: Checkpoint | None) -> None:
+    if latest is not None and not (latest.path / STATE).is_dir():
+        raise ConfigError(
+            f"{latest.path} holds a model and no state to go on from, as --ckpt.disable_ds writes it: start anew with "
+            "another --ckpt.path, its model as --model.model_name_or_path if you like."
+        )
 
 
 def _task(command: Command, parsed: Parsed, device: Device, opened: Opened) -> Task:
