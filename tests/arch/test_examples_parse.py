@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -49,13 +50,21 @@ def flat(node: dict, prefix: str = "") -> set[str]:
     )
 
 
+def layers(path: Path) -> list[Path]:
+    """A file that says "On top of NAME" is read after that one of its folder."""
+    under = re.match(r"# On top of (\S+\.yaml)", path.read_text(encoding="utf-8"))
+    return [path.with_name(under[1]), path] if under else [path]
+
+
 @pytest.mark.parametrize("path", YAMLS, ids=name)
 def test_a_yaml_file_parses(path: Path):
-    given = flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+    files = layers(path)
+    given = set().union(*(flat(yaml.safe_load(file.read_text(encoding="utf-8"))) for file in files))
     nearest = max(COMMANDS, key=lambda item: len(given & flags_of(COMMANDS[item]).keys()))
     command = path.stem if path.stem in COMMANDS else nearest
     missing = {key: value for key, value in REQUIRED[command].items() if key not in given}
-    parse(command, ["--config", str(path), *(token for key, value in missing.items() for token in (f"--{key}", value))])
+    config = ["--config", *map(str, files)]
+    parse(command, [*config, *(token for key, value in missing.items() for token in (f"--{key}", value))])
 
 
 @pytest.mark.parametrize("path", RUBRICS, ids=name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import importlib.util
 import json
 from pathlib import Path
@@ -55,6 +56,25 @@ def test_the_demonstrations_are_careless_and_the_seed_decides(tmp_path: Path) ->
         for row in map(json.loads, a.split("\n")[:-1])
     ]
     assert 0.25 < sum(right) / len(right) < 0.4  # three of ten, and a few numbers that are sorted as they stand
+
+
+# --- a teacher ---------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_s_rows_hold_question_and_solution(tmp_path: Path) -> None:
+    convert = load("rlt/convert.py")
+    problems = tmp_path / "gsm8k.jsonl.gz"
+    row = {"question": "2 + 2? ", "answer": "It is 2+2=<<2+2=4>>4.\n#### 4"}
+    with gzip.open(problems, "wt") as file:
+        file.write(json.dumps(row) + "\n")
+    assert convert.main([str(problems), str(tmp_path / "out/train.jsonl")]) == 0
+    (made,) = read(tmp_path / "out/train.jsonl")
+    assert made["question"] == "2 + 2?"
+    assert made["solution"] == "It is 2+2=4.\n#### 4"
+    assert made["question"] in made["prompt"] and made["solution"] in made["prompt"]
+    (tmp_path / "other.jsonl").write_text('{"text": "no problem"}\n')
+    assert convert.main([str(tmp_path / "other.jsonl"), str(tmp_path / "x.jsonl")]) == 2
+    assert convert.main([str(tmp_path / "nowhere.jsonl"), str(tmp_path / "x.jsonl")]) == 2
 
 
 @given(st.text("0123456789", min_size=4, max_size=6))
