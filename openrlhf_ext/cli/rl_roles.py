@@ -6,14 +6,17 @@ import logging
 from dataclasses import dataclass, replace
 
 from openrlhf_ext.cli.rl_agent import agent_settings, caches_prefixes
+from openrlhf_ext.cli.rl_judge import name_of_weights
 from openrlhf_ext.cli.specs import engine_spec, frozen_engine_spec, model_path, model_spec, split_settings, threads_for
-from openrlhf_ext.cluster.build import EngineRole, Role, RolesSpec, TrainedRole
+from openrlhf_ext.cluster.build import EngineRole, JudgeRole, Role, RolesSpec, TrainedRole
 from openrlhf_ext.cluster.session import RaySettings
 from openrlhf_ext.config import Parsed, RLConfig
+from openrlhf_ext.config.judge import longest_judgement
 from openrlhf_ext.config.rules import accumulation
 from openrlhf_ext.device import Device
 from openrlhf_ext.errors import ConfigError
 from openrlhf_ext.models.spec import ModelSpec
+from openrlhf_ext.plan.shapes import find_shape
 from openrlhf_ext.rollout.transfer import choose_transport
 from openrlhf_ext.rollout.vllm_engine import EngineSettings
 from openrlhf_ext.track.checkpoints import CheckpointContent
@@ -57,6 +60,7 @@ def roles_spec(parsed: Parsed, device: Device, schedule: Schedule) -> RolesSpec:
         critic=_trained(parsed, "critic", device, schedule.critic) if cfg.has_critic else None,
         reward=_frozen(parsed, "reward", device) if cfg.has_reward_model else None,
         student=_frozen(parsed, "student", device) if cfg.student.model_name_or_path else None,
+        judge=_judge(cfg, device) if cfg.judge.model_name_or_path else None,
         engines=_engines(parsed, device, engines_share, ranks_of(parsed, "actor", device)),
         split=split_settings(cfg.rollout.micro_batch_size, budget, packed=cfg.ds.packing_samples),
         pools=pools,
@@ -192,7 +196,7 @@ def pools_of(cfg: RLConfig) -> dict[Role, str]:
     train = cfg.train
     if train.colocate_all:
         shared: tuple[Role, ...] = ("actor", "ref", "critic", "reward", "student")
-        return dict.fromkeys(shared if train.async_enable else (*shared, "vllm"), "all")
+        return dict.fromkeys(shared if train.async_enable else (*shared, "vllm", "judge"), "all")
     pools: dict[Role, str] = {}
     if train.colocate_actor_ref:
         pools |= {"actor": "actor_ref", "ref": "actor_ref"}
@@ -224,10 +228,32 @@ def _engines(parsed: Parsed, device: Device, share: bool, actor_ranks: int) -> E
     return EngineRole(vllm.num_engines, settings, threads, vllm.sync_bucket_mb * 1_000_000)
 
 
+def _judge(cfg: RLConfig, device: Device) -> JudgeRole:
+    judge = cfg.judge
+    assert judge.model_name_or_path is not None
+    path, dtype = model_path(judge.model_name_or_path), VLLM_DTYPES[cfg.ds.param_dtype]
+    settings = EngineSettings(
+        model=path,
+        transport=None,
+        role="judge",
+        max_model_len=longest_judgement(cfg, find_shape(path).positions),
+        dtype=dtype,  # type: ignore[arg-type]
+        seed=cfg.train.seed,
+        tensor_parallel_size=judge.tensor_parallel_size,
+        gpu_memory_utilization=judge.gpu_memory_utilization,
+        enforce_eager=judge.enforce_eager,
+        enable_sleep=judge.enable_sleep,
+        kv_cache_gb=judge.kv_cache_gb,
+    )
+    # Engines and models take turns on the cores, but not under async.
+    threads = judge.threads or _threads(cfg, judge.num_engines, beside=cfg.vllm.num_engines)
+    return JudgeRole(judge.num_engines, settings, threads, name_of_weights(path, dtype))
+
+
 def _say_what_a_cpu_ignores(parsed: Parsed, device: Device) -> None:
     """A command written for a GPU runs unchanged on a CPU; what has no meaning there is said."""
     if device.can("sleep"):
         return
-    for path in ("vllm.enable_sleep", "ds.enable_sleep"):
+    for path in ("vllm.enable_sleep", "ds.enable_sleep", "judge.enable_sleep"):
         if path in parsed.explicit:
             logger.warning("--%s: there is no GPU memory to give back on this %s.", path, device.kind)

@@ -14,6 +14,7 @@ from openrlhf_ext.cli.memory_report import as_result, gauges_of_driver, memory_l
 from openrlhf_ext.cli.plan_data import longest_answer
 from openrlhf_ext.cli.preflight import preflight
 from openrlhf_ext.cli.rl_agent import agent_profile
+from openrlhf_ext.cli.rl_judge import RunJudge, checked_judge, run_judge
 from openrlhf_ext.cli.rl_rewards import reward_settings, reward_sources
 from openrlhf_ext.cli.rl_roles import Schedule, model_specs, ray_settings, roles_spec
 from openrlhf_ext.cli.rl_setup import eval_sampling, prompt_settings, rl_settings, role_sources
@@ -32,6 +33,8 @@ from openrlhf_ext.models.build import check_spec
 from openrlhf_ext.plan.types import DataSize
 from openrlhf_ext.ports import Generator, RewardFn
 from openrlhf_ext.rewards.load import load_reward
+from openrlhf_ext.rewards.sources import RoleSource
+from openrlhf_ext.track.memory import MemoryLog
 from openrlhf_ext.track.metrics import read_metrics
 from openrlhf_ext.track.progress import StepProgress, console
 from openrlhf_ext.track.stop import COME_BACK, say_resumable, stop_on_signal
@@ -66,18 +69,19 @@ def run(parsed: Parsed) -> int:
     output = Path(cfg.ckpt.output_dir)
     write_config(cfg, cfg.ckpt)
     rollouts = Path(cfg.logger.rollout_dir) if cfg.logger.rollout_dir else output / "rollouts"
-    scorers = role_sources(cfg, tokenizer)
+    judge = run_judge(cfg)
+    scorers = role_sources(cfg, tokenizer, judge)
     check_rows(scorers, [*data.prompts, *data.held_out])
     with (
         shortage_explained(planned, memory, store),
-        load_reward(reward_sources(cfg), reward_settings(cfg), tokenizer, scorers) as reward,
+        checked_judge(judge, [*data.prompts, *data.held_out]) as asked_by_files,
+        load_reward(reward_sources(cfg), reward_settings(cfg), tokenizer, scorers, asked_by_files) as reward,
     ):
         reward.probe(data.prompts)
         with ray_session(ray_settings(cfg, spec)) as logs, stop_on_signal() as asked:
             _link(output / "logs", logs)
             remote = build_roles(spec, memory)
-            for scorer in scorers:
-                scorer.connect(remote)
+            _connect(scorers, judge, remote)
             tracker = open_tracking(cfg.logger, cfg.ckpt, cfg, latest.step if latest else None)
             line = StepProgress(data.source.total_steps, SHOWN, every=cfg.logger.logging_steps)
             journal = Journal(
@@ -101,11 +105,22 @@ def run(parsed: Parsed) -> int:
                 say_resumable(steps, data.source.total_steps, cfg.ckpt.path)
                 return COME_BACK
             _export(cfg, remote, output)
-    result = _result(cfg, steps, time.monotonic() - start, rollouts) | {"memory": as_result(memory)}
-    (output / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    _conclude(cfg, _result(cfg, steps, time.monotonic() - start, rollouts), memory)
+    return 0
+
+
+def _connect(scorers: Sequence[RoleSource], judge: RunJudge | None, remote: RemoteRoles) -> None:
+    for scorer in scorers:
+        scorer.connect(remote)
+    if judge is not None:
+        judge.connect(remote)
+
+
+def _conclude(cfg: RLConfig, result: Mapping[str, Any], memory: MemoryLog) -> None:
+    whole = {**result, "memory": as_result(memory)}
+    (Path(cfg.ckpt.output_dir) / "result.json").write_text(json.dumps(whole, indent=1) + "\n")
     say_peaks(memory)
     _say_result(result, cfg)
-    return 0
 
 
 def _mixed(cfg: RLConfig, remote: RemoteRoles) -> RemoteMixed | None:

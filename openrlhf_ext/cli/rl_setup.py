@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from openrlhf_ext.cli.rl_agent import environment
+from openrlhf_ext.cli.rl_judge import RunJudge
 from openrlhf_ext.cli.rl_student import student_source
 from openrlhf_ext.cli.specs import split_settings
 from openrlhf_ext.config import RLConfig
@@ -42,12 +43,13 @@ def prompt_settings(cfg: RLConfig, dataset: str, split: str, probs: str | None, 
     )
 
 
-def role_sources(cfg: RLConfig, tokenizer: PreTrainedTokenizerBase) -> list[RoleSource]:
+def role_sources(cfg: RLConfig, tokenizer: PreTrainedTokenizerBase, judge: RunJudge | None = None) -> list[RoleSource]:
     """The models on the cluster that reward, in the order of their weights. Raises DataError as they do."""
     models: list[RoleSource | None] = [
         environment(cfg),
         reward_model(cfg, tokenizer),
         student_source(cfg, tokenizer),
+        judge.source if judge else None,
     ]
     return [model for model in models if model is not None]
 

@@ -10,6 +10,7 @@ import ray
 
 from openrlhf_ext.batch.partition import SplitSettings
 from openrlhf_ext.cluster.generator import RemoteGenerator, engine_actor
+from openrlhf_ext.cluster.judge import JudgeEngines, RemoteJudge
 from openrlhf_ext.cluster.phases import Part, Phases, Sleeper
 from openrlhf_ext.cluster.placement import Demand, Slot, reserve
 from openrlhf_ext.cluster.roles import RemoteCritic, RemotePolicy, RemoteReference, RemoteScorer
@@ -19,11 +20,12 @@ from openrlhf_ext.cluster.worker_group import WorkerGroup, worker_environment
 from openrlhf_ext.device import Device
 from openrlhf_ext.engine.spec import EngineSpec
 from openrlhf_ext.models.spec import ModelSpec
+from openrlhf_ext.rollout.judge_engine import JudgeEngine
 from openrlhf_ext.rollout.vllm_engine import EngineSettings, engine_environment
 from openrlhf_ext.track.checkpoints import CheckpointContent
 from openrlhf_ext.track.memory import MemoryLog, Moment
 
-Role = Literal["actor", "ref", "critic", "reward", "student", "vllm"]
+Role = Literal["actor", "ref", "critic", "reward", "student", "vllm", "judge"]
 """By the name of its flags."""
 ROLES: dict[Part, Role] = {
     "policy": "actor",
@@ -60,6 +62,16 @@ class EngineRole:
 
 
 @dataclass(frozen=True, slots=True)
+class JudgeRole:
+    """The judge's vLLM engines, and `name`, which tells its weights from others."""
+
+    count: int
+    settings: EngineSettings
+    threads: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class RolesSpec:
     """All roles of a run. `split` cuts batches for log-probs, values and scores.
 
@@ -76,6 +88,7 @@ class RolesSpec:
     critic: TrainedRole | None = None
     reward: TrainedRole | None = None
     student: TrainedRole | None = None
+    judge: JudgeRole | None = None
     reference_is_base: bool = False
     pools: Mapping[Role, str] = field(default_factory=dict)
     overlapping: bool = False
@@ -101,11 +114,31 @@ class RolesSpec:
         """Whether the engines are on the policy's GPUs."""
         return self.pool("vllm") == self.pool("actor")
 
+    @property
+    def judge_shares(self) -> bool:
+        """Whether the judge is on the policy's GPUs."""
+        return self.judge is not None and self.pool("judge") == self.pool("actor")
+
+    @property
+    def judge_sleeps(self) -> bool:
+        """Whether it leaves the GPU when it is not asked."""
+        assert not (self.overlapping and self.judge_shares), "a judge that scores while others train has its own GPUs"
+        return (
+            self.judge is not None
+            and self.judge_shares
+            and self.judge.settings.enable_sleep
+            and self.device.can("sleep")
+        )
+
     def demands(self) -> list[Demand]:
         """What to reserve. Roles of one pool share its bundles."""
         demands = [Demand(ROLES[part], self.pool(ROLES[part]), role.ranks) for part, role in self.groups.items()]
         tensor_parallel = self.engines.settings.tensor_parallel_size
-        return [*demands, Demand("vllm", self.pool("vllm"), self.engines.count, tensor_parallel)]
+        demands.append(Demand("vllm", self.pool("vllm"), self.engines.count, tensor_parallel))
+        if self.judge is not None:
+            tensor_parallel = self.judge.settings.tensor_parallel_size
+            demands.append(Demand("judge", self.pool("judge"), self.judge.count, tensor_parallel))
+        return demands
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +149,7 @@ class RemoteRoles:
     critic: RemoteCritic | None = None
     scorer: RemoteScorer | None = None
     student: RemoteReference | None = None
+    judge: RemoteJudge | None = None
 
 
 def build_roles(spec: RolesSpec, memory: MemoryLog | None = None) -> RemoteRoles:
@@ -129,22 +163,31 @@ def build_roles(spec: RolesSpec, memory: MemoryLog | None = None) -> RemoteRoles
     slots = reserve(spec.demands(), gpu=spec.device.count > 0)
     engines, started = _start_engines(spec, slots["vllm"])
     engine_sleeper = _engine_sleeper(engines)
-    if spec.engines_share and spec.device.kind != "cpu":
-        # An engine measures its GPU when it starts and must be alone on it.
+    # An engine measures its GPU when it starts and must be alone on it.
+    alone = spec.device.kind != "cpu"
+    if spec.engines_share and alone:
         gather(started, "the engines to load", at=Moment("engines", "load"))
         started = []
     takes_turns = spec.engines_share and spec.engines.settings.enable_sleep and spec.device.can("sleep")
     assert not (takes_turns and spec.overlapping), "engines that generate while others train never sleep"
     if takes_turns:
         engine_sleeper.sleep()
+    judges = _start_judge(spec, slots["judge"]) if spec.judge else None
+    if judges is not None:
+        started += judges.ready()
+        if spec.judge_shares and alone:
+            gather(judges.ready(), "the judge to load", at=Moment("judge", "load"))
+        if spec.judge_sleeps:
+            judges.sleep()
     groups = {part: _start_group(part, role, slots[ROLES[part]], spec, memory) for part, role in spec.groups.items()}
     loading = [call for group in groups.values() for call in group.started]
-    names = " and ".join(["engines", *groups])
+    names = " and ".join(["engines", *["judge"] * (judges is not None), *groups])
     gather([*started, *loading], f"{names} to load", at=Moment("models", "load"))
     for group in groups.values():
         group.collect(group.started, f"the {group.name} to load", "load")
 
-    phases = Phases(_sleepers(spec, groups, engine_sleeper if takes_turns else None), ["engines"] * takes_turns)
+    sleepers = _sleepers(spec, groups, engine_sleeper if takes_turns else None, judges)
+    phases = Phases(sleepers, sleepers.keys() & {"engines", "judge"})
     aside = Phases({}) if spec.overlapping else phases
     served = spec.engines.settings
     generator = RemoteGenerator(engines, aside, served.partial, memory, plays=served.agent is not None)
@@ -164,6 +207,7 @@ def build_roles(spec: RolesSpec, memory: MemoryLog | None = None) -> RemoteRoles
         critic=RemoteCritic(groups["critic"], split, phases, spec.critic.content) if spec.critic else None,
         scorer=RemoteScorer(groups["reward"], split, aside) if spec.reward else None,
         student=RemoteReference(groups["student"], split, aside) if spec.student else None,
+        judge=RemoteJudge(spec.judge.name, judges, aside, memory) if spec.judge and judges else None,
     )
 
 
@@ -173,8 +217,12 @@ def _reference(spec: RolesSpec, groups: Mapping[Part, WorkerGroup], phases: Phas
     return RemoteReference(groups["reference"], spec.split, phases) if spec.reference else None
 
 
-def _sleepers(spec: RolesSpec, groups: Mapping[Part, WorkerGroup], engines: Sleeper | None) -> dict[str, Sleeper]:
+def _sleepers(
+    spec: RolesSpec, groups: Mapping[Part, WorkerGroup], engines: Sleeper | None, judges: JudgeEngines | None
+) -> dict[str, Sleeper]:
     sleepers: dict[str, Sleeper] = {} if engines is None else {"engines": engines}
+    if judges is not None and spec.judge_sleeps:
+        sleepers["judge"] = Sleeper(frozenset({"judge"}), judges.sleep, lambda _: judges.wake())
     if spec.device.can("sleep"):
         for part, role in spec.groups.items():
             if role.sleeps and not (part in SCORERS and spec.overlapping):
@@ -192,6 +240,20 @@ def _start_engines(spec: RolesSpec, slots: Sequence[Slot]) -> tuple[list[Any], l
         for slot in slots
     ]
     return engines, [engine.__ray_ready__.remote() for engine in engines]
+
+
+def _start_judge(spec: RolesSpec, slots: Sequence[Slot]) -> JudgeEngines:
+    role = spec.judge
+    assert role is not None, "a judge that is asked for"
+    environment = worker_environment(spec.device, role.threads, alone=not spec.overlapping) | engine_environment(
+        spec.device, role.threads
+    )
+
+    def start(place: int) -> Any:
+        options = {**slots[place].options, "runtime_env": {"env_vars": environment}}
+        return ray.remote(JudgeEngine).options(**options).remote(role.settings, spec.device)
+
+    return JudgeEngines(start, role.count)
 
 
 def _start_group(

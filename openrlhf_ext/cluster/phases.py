@@ -1,6 +1,6 @@
 """Who is awake when, where roles share a GPU.
 
-In GENERATE the engines have the GPU, in SCORE the reward model and the student, in TRAIN the policy,
+In GENERATE the engines have the GPU, in SCORE the reward model, the student and the judge, in TRAIN the policy,
 the reference and the critic; PUBLISH needs the policy and the engines' weights, but no KV cache. After PUBLISH
 comes GENERATE: an engine that is half awake cannot sleep, it would have to come back as a whole
 first (vLLM). The policy's files are therefore written in PUBLISH, the critic's in a phase of their
@@ -17,11 +17,11 @@ from itertools import chain
 from typing import Literal
 
 Phase = Literal["generate", "score", "train", "publish", "critic_files", "reference_files"]
-Part = Literal["policy", "reference", "critic", "reward", "student", "weights", "kv_cache"]
+Part = Literal["policy", "reference", "critic", "reward", "student", "judge", "weights", "kv_cache"]
 
 _AWAKE: dict[Phase, frozenset[Part]] = {
     "generate": frozenset({"weights", "kv_cache"}),
-    "score": frozenset({"reward", "student"}),
+    "score": frozenset({"reward", "student", "judge"}),
     "train": frozenset({"policy", "reference", "critic"}),
     "publish": frozenset({"policy", "weights"}),
     "critic_files": frozenset({"critic", "weights"}),

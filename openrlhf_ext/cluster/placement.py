@@ -16,6 +16,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from openrlhf_ext.errors import ResourceError
 from openrlhf_ext.track.progress import waiting
 
+ENGINES = ("vllm", "judge")
+"""Roles whose processes are engines, each with as many devices as it likes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Demand:
@@ -95,14 +98,15 @@ def check_room(demands: Sequence[Demand], unit: str, total: float, largest_node:
     asked = sum(bundle[unit] for content in bundles.values() for bundle in content)
     largest_bundle = max(bundle[unit] for content in bundles.values() for bundle in content)
     wish = ", ".join(f"{d.role} {d.processes} x {d.devices}" for d in demands)
-    ranks = ", ".join(f"--{d.role}.num_gpus_per_node" for d in demands if d.role != "vllm")
+    ranks = ", ".join(f"--{d.role}.num_gpus_per_node" for d in demands if d.role not in ENGINES)
+    engines = " or ".join(f"--{d.role}.num_engines" for d in demands if d.role in ENGINES)
     if asked > total:
         raise ResourceError(
             f"The roles ask for {asked:g} {unit}s ({wish}) and the cluster has {total:g}: lower {ranks} or "
-            "--vllm.num_engines, share with --train.colocate_all, or add nodes."
+            f"{engines}, share with --train.colocate_all, or add nodes."
         )
     if largest_bundle > largest_node:
         raise ResourceError(
             f"One engine asks for {largest_bundle:g} {unit}s on one node and the largest node has {largest_node:g}: "
-            "lower --vllm.tensor_parallel_size."
+            f"lower {' or '.join(f'--{d.role}.tensor_parallel_size' for d in demands if d.devices == largest_bundle)}."
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -48,6 +49,31 @@ def gather(calls: Sequence[ray.ObjectRef], what: str, at: Moment | None = None) 
                 except GetTimeoutError as error:  # it was reported done: only its transfer is left
                     raise ResourceError(f"The result of {what} did not arrive within a minute.") from error
     return ray.get(list(calls))
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A process that died while it was waited for, or did not come to life."""
+
+    reason: str
+
+
+def outcomes(calls: Sequence[ray.ObjectRef], what: str) -> list[Any]:
+    """The results of all calls, in order, when all have ended; a Death for each whose process died.
+
+    Raises what a worker raised, as `gather` does.
+    """
+    with waiting(what):
+        ray.wait(list(calls), num_returns=len(calls), fetch_local=False)
+    results: list[Any] = []
+    for call in calls:
+        try:
+            results.append(ray.get(call))
+        except RayTaskError as error:
+            raise _raised_by(error) from None
+        except (RayActorError, OutOfMemoryError) as error:
+            results.append(Death(_in_short(error)))
+    return results
 
 
 def _raised_by(error: RayTaskError) -> Exception:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from openrlhf_ext.config.agent import AgentSection
 from openrlhf_ext.config.fields import declined, flag, section
-from openrlhf_ext.config.judge import JUDGE, JudgeSection
+from openrlhf_ext.config.judge import JudgeSection
 from openrlhf_ext.config.sections import (
     AdamSection,
     DataFields,
@@ -83,16 +83,35 @@ class RefSection:
 @dataclass(frozen=True, slots=True)
 class RewardSection:
     remote_url: str | None = flag(
-        None, "reward source: a Python file with reward_func, or a URL; several with commas", common=True
+        None,
+        "reward source: a Python file with reward_func, a URL, rule:format, rule:length, verify:exact or verify:math; "
+        "several with commas",
+        common=True,
     )
     weights: tuple[float, ...] = flag(
-        (), "one weight for each source of remote_url, then one for the reward model (not set: 1 each)"
+        (),
+        "one weight for each source of remote_url, then for environment, reward model, student and judge where there "
+        "are any (not set: 1 each)",
+    )
+    normalize: tuple[str, ...] = flag(
+        (), "each source's rewards to mean 0 and deviation 1: none, batch or group, one for each source or one for all"
     )
     on_error: Literal["abort", "drop_group"] = flag(
         "abort", "after the last retry: stop the run, or drop the prompt's group and count it"
     )
     timeout_s: float = flag(180.0, "seconds one call of a source may take")
     max_retries: int = flag(2, "calls after the first that failed")
+    http_batch_size: int | None = flag(None, "rows of one request to a server (not set: a batch is one request)")
+    http_concurrency: int = flag(8, "requests to a server at a time")
+    http_failures: int = flag(5, "failed requests in a row after which a server is left alone for a while")
+    http_cooldown_s: float = flag(30.0, "seconds of that while")
+    format_pattern: str | None = flag(None, "rule:format: a regular expression that matches the whole answer")
+    format_tags: tuple[str, ...] = flag((), "rule:format: the answer is these tags, such as think answer, in order")
+    length_range: tuple[int, int] | None = flag(None, "rule:length: tokens of an answer that gets 1, low and high")
+    answer_pattern: str | None = flag(
+        None, "verify: a regular expression of what is compared, its first group where it has one (not set: all)"
+    )
+    verify_timeout_s: float = flag(5.0, "rule:format, verify: seconds one answer may take")
     clip_range: tuple[float, float] = flag((-10.0, 10.0), "rewards are clipped to low .. high")
     model_name_or_path: str | None = flag(None, "reward model: a Hugging Face folder or hub name", common=True)
     normalize_enable: bool = flag(False, "normalise its scores by the mean and deviation that it knows")
@@ -250,7 +269,7 @@ class RLConfig:
     logger: RLLoggerSection = section(RLLoggerSection, "metrics and rollouts on disk")
     device: DeviceSection = section(DeviceSection, "CPU or GPU")
     ray: RaySection = section(RaySection, "the cluster")
-    judge: JudgeSection = section(JudgeSection, "the judge, a language model that scores", refused=JUDGE)
+    judge: JudgeSection = section(JudgeSection, "the judge, a language model that scores")
     student: StudentSection = section(StudentSection, "a frozen model whose log-probs reward")
     agent: AgentSection = section(AgentSection, "answers of several turns (train.agent_func_path)")
     plan: PlanSection = section(PlanSection, "the plan that is made before anything loads")
@@ -271,6 +290,15 @@ class RLConfig:
     @property
     def has_reward_model(self) -> bool:
         return self.reward.model_name_or_path is not None
+
+    @property
+    def has_judge(self) -> bool:
+        return self.judge.model_name_or_path is not None or self.judge.url is not None
+
+    @property
+    def has_judge_reward(self) -> bool:
+        """Whether the judge rewards; without a rubric it only answers reward files."""
+        return self.has_judge and self.judge.prompt is not None
 
     @property
     def has_student(self) -> bool:

@@ -206,7 +206,7 @@ def misfit(run: EngineRun, hardware: Hardware) -> str | None:
     if not hardware.on_gpu:
         return (
             f"The cache of {what} has {max(memory.cache, 0) / 1e9:.2f} GB and one sequence of {run.tokens_each} tokens "
-            f"takes {memory.sequence / 1e9:.2f} GB: raise --vllm.kv_cache_gb, or shorten the lengths."
+            f"takes {memory.sequence / 1e9:.2f} GB: raise --{section}.kv_cache_gb, or shorten the lengths."
         )
     needs = {
         "weights": memory.weights,

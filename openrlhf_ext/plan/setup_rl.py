@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from openrlhf_ext.config.judge import longest_judgement, questions_of_a_prompt
 from openrlhf_ext.plan.placing import Cut, forward_options, frozen_options, training_options
 from openrlhf_ext.plan.shapes import find_shape, text_shape
 from openrlhf_ext.plan.types import SCORERS, DataSize, EngineRun, Hardware, Kind, ModelRun, Pass, Phase, Role, Setup
@@ -214,14 +215,15 @@ class _Roles:
         config, judge = self.config, self.config.judge
         pool = pools_of(config).get("judge", "judge")
         run = self._engine("judge", judge.model_name_or_path, judge, pool)
-        answers = math.ceil(config.rollout.batch_size * config.rollout.n_samples_per_prompt / judge.num_engines)
+        answers = math.ceil(config.rollout.batch_size * questions_of_a_prompt(config) / judge.num_engines)
+        longest = longest_judgement(config, run.shape.positions)
         return replace(
             run,
-            kv_cache_bytes=None if self.hardware.on_gpu else int(config.vllm.kv_cache_gb * 2**30),
-            enforce_eager=not self.hardware.on_gpu,
+            kv_cache_bytes=None if self.hardware.on_gpu else int(judge.kv_cache_gb * 2**30),
+            enforce_eager=judge.enforce_eager or not self.hardware.on_gpu,
             sequences=min(answers, MOST_SEQUENCES),
-            prompt_tokens=self.length,
-            tokens_each=self.length + judge.max_new_tokens,
+            prompt_tokens=max(longest - judge.max_new_tokens, 1),
+            tokens_each=longest,
         )
 
     def _engine(self, role: Role, name: str, section: Any, pool: str) -> EngineRun:

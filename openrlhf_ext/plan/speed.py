@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from openrlhf_ext.config.judge import questions_of_a_prompt
 from openrlhf_ext.plan.arithmetic import rows_per_step, sequences_per_row
 from openrlhf_ext.plan.disk import checkpoint_bytes
 from openrlhf_ext.plan.engines import engine_memory
@@ -211,7 +212,8 @@ class _Work:
             seconds += self.forward(self.models[scorer], self.sequences, self.length)
         if judge is not None:
             most = self.config.judge.max_new_tokens
-            seconds += self._sampling(judge, self.sequences / judge.count, self.length, most, most, 1)
+            questions = self.config.rollout.batch_size * questions_of_a_prompt(self.config) / judge.count
+            seconds += self._sampling(judge, questions, self.length, most, most, 1)
         return seconds
 
     def _infer(self, policy: ModelRun, steps: int) -> float:

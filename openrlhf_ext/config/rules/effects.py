@@ -33,6 +33,31 @@ NEEDS = (
         "--reward.model_name_or_path",
     ),
     Need(
+        _paths("reward.", "http_batch_size http_concurrency http_failures http_cooldown_s"),
+        lambda c: "://" in (c.reward.remote_url or ""),
+        "a URL in --reward.remote_url",
+    ),
+    Need(
+        _paths("reward.", "format_pattern format_tags"),
+        lambda c: "rule:format" in (c.reward.remote_url or ""),
+        "rule:format in --reward.remote_url",
+    ),
+    Need(
+        ("reward.length_range",),
+        lambda c: "rule:length" in (c.reward.remote_url or ""),
+        "rule:length in --reward.remote_url",
+    ),
+    Need(
+        ("reward.answer_pattern",),
+        lambda c: "verify:" in (c.reward.remote_url or ""),
+        "verify:exact or verify:math in --reward.remote_url",
+    ),
+    Need(
+        ("reward.verify_timeout_s",),
+        lambda c: any(name in (c.reward.remote_url or "") for name in ("rule:format", "verify:")),
+        "rule:format, verify:exact or verify:math in --reward.remote_url",
+    ),
+    Need(
         ("ds.value_head_prefix",),
         lambda c: c.has_critic or c.has_reward_model,
         "--algo.advantage.estimator gae or --reward.model_name_or_path",
@@ -62,6 +87,26 @@ NEEDS = (
         lambda c: c.has_student,
         "--student.model_name_or_path or --student.from_reference",
     ),
+    Need(
+        _paths(
+            "judge.",
+            "num_engines tensor_parallel_size gpu_memory_utilization enable_sleep enforce_eager kv_cache_gb threads "
+            "max_len",
+        ),
+        lambda c: c.judge.model_name_or_path is not None,
+        "--judge.model_name_or_path",
+    ),
+    Need(
+        _paths("judge.", "served_model_name api_key concurrency timeout_s max_retries"),
+        lambda c: c.judge.url is not None,
+        "--judge.url",
+    ),
+    Need(
+        _paths("judge.", "prompt max_new_tokens temperature cache"),
+        lambda c: c.has_judge,
+        "--judge.model_name_or_path or --judge.url",
+    ),
+    Need(_paths("judge.", "mode max_pairs n_samples"), lambda c: c.has_judge_reward, "a judge with --judge.prompt"),
     Need(("ref.sync_mixup",), lambda c: c.ref.sync_steps > 0, "--ref.sync_steps"),
     Need(("agent",), lambda c: c.has_agent, "--train.agent_func_path"),
     Need(("algo.kl.target",), lambda c: c.algo.kl.init_coef > 0, "--algo.kl.init_coef above 0"),

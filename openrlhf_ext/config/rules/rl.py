@@ -7,18 +7,20 @@ from collections.abc import Iterator
 from openrlhf_ext.config.fields import get
 from openrlhf_ext.config.rl import RLConfig
 from openrlhf_ext.config.rules.effects import flags_have_an_effect
+from openrlhf_ext.config.rules.rewards import REWARD_RULES
 from openrlhf_ext.config.rules.violation import Explicit, Rule, Violation, accumulation, count, one_for_each, required
 
 
 def rl_needs(config: RLConfig, explicit: Explicit) -> Iterator[Violation]:
     yield from required(config, {"actor.model_name_or_path": "the policy, a Hugging Face folder or hub name"})
     yield from required(config, {"data.prompt_dataset": "the prompts, a file, folder or hub name"}, plannable=True)
-    if not (config.reward.remote_url or config.has_reward_model or config.has_student or config.has_agent):
+    models = (config.has_reward_model, config.has_student, config.has_agent, config.has_judge)
+    if not config.reward.remote_url and not any(models):  # a judge that nobody asks: `rules.judge`
         yield Violation(
             "--reward.remote_url",
             None,
             "it is required: where rewards come from, a Python file with reward_func or a URL; "
-            "or give --reward.model_name_or_path or --student.model_name_or_path",
+            "or give --reward.model_name_or_path, --student.model_name_or_path or --judge.model_name_or_path",
             plannable=True,
         )
 
@@ -107,6 +109,8 @@ def one_weight_for_each_reward(config: RLConfig, explicit: Explicit) -> Iterator
         sources["--reward.model_name_or_path"] = 1
     if config.has_student:
         sources["--student.model_name_or_path"] = 1
+    if config.has_judge_reward:
+        sources["--judge.prompt"] = 1
     if reward.weights and sources:
         yield from one_for_each("--reward.weights", len(reward.weights), sum(sources.values()), " and ".join(sources))
 
@@ -135,6 +139,7 @@ RL_RULES: tuple[Rule, ...] = (
     colocated_roles_have_equal_ranks,
     flags_have_an_effect,
     one_weight_for_each_reward,
+    *REWARD_RULES,
     one_share_for_each_prompt_set,
     best_metric_is_measured,
 )

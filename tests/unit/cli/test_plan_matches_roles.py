@@ -9,13 +9,13 @@ import pytest
 
 from openrlhf_ext.cli.rl_roles import Schedule, roles_spec
 from openrlhf_ext.cli.specs import engine_spec, model_spec
-from openrlhf_ext.cluster.build import ROLES, RolesSpec, TrainedRole
+from openrlhf_ext.cluster.build import ROLES, EngineRole, JudgeRole, RolesSpec, TrainedRole
 from openrlhf_ext.cluster.placement import bundles_of
 from openrlhf_ext.config import Parsed, parse
 from openrlhf_ext.device import Device
 from openrlhf_ext.engine.deepspeed_config import deepspeed_config, effective_stage
 from openrlhf_ext.plan.setup import setup_of
-from openrlhf_ext.plan.types import Card, DataSize, Hardware, ModelRun, Setup
+from openrlhf_ext.plan.types import SCORERS, Card, DataSize, EngineRun, Hardware, ModelRun, Setup
 
 CARD = Card("made up", 80_000_000_000, 500_000_000, 1e15, 3e12, 4e11)
 GPUS = Device("cuda", 8, frozenset({"sleep", "ipc", "bf16", "flash_attention", "varlen", "4bit"}))
@@ -24,6 +24,8 @@ CPU = Device("cpu", 0, frozenset({"bf16", "4bit"}))
 DEVICES = {"8 GPUs": GPUS, "2 GPUs": TWO, "a CPU": CPU}
 MODEL = "--actor.model_name_or_path Qwen/Qwen3-0.6B"
 REWARD_MODEL = "--reward.model_name_or_path Qwen/Qwen3-1.7B"
+JUDGE = "--judge.model_name_or_path Qwen/Qwen3-4B"
+STUDENT = "--student.model_name_or_path Qwen/Qwen3-1.7B --rollout.temperature 0.7"
 REINFORCE = "--algo.advantage.estimator reinforce"
 
 VARIANTS = {
@@ -33,6 +35,11 @@ VARIANTS = {
     "reward model alone": REWARD_MODEL,
     "critic of its own": f"{REWARD_MODEL} --critic.model_name_or_path Qwen/Qwen3-4B",
     "colocated": "--train.colocate_all",
+    "judge": f"{REINFORCE} {JUDGE} --judge.num_engines 2 --judge.tensor_parallel_size 2",
+    "judge, colocated and asleep": f"{REINFORCE} --train.colocate_all {JUDGE} --judge.enable_sleep",
+    "judge, colocated and ahead": f"{REINFORCE} --train.colocate_all --train.async_enable {JUDGE}",
+    "student, colocated": f"{REINFORCE} --train.colocate_all {STUDENT}",
+    "student offloaded, with a judge": f"{REINFORCE} {STUDENT} --student.offload {JUDGE} --judge.enforce_eager",
     "asleep": f"--train.colocate_all --vllm.enable_sleep --ds.enable_sleep {REWARD_MODEL}",
     "engines asleep": "--train.colocate_all --vllm.enable_sleep",
     "ahead": f"--train.async_enable --vllm.num_engines 2 {REWARD_MODEL}",
@@ -96,25 +103,32 @@ def test_roles_are_those_that_start(make, flags: str, device: Device):
         assert run.pool == spec.pool(ROLES[part])
         assert run.sleeps == sleeps(spec, part, role)
         same_model(run, role)
-    (engine,) = setup.engines
+    engines = {run.role: run for run in setup.engines}
+    assert engines.keys() == {"engines"} | ({"judge"} if spec.judge else set())
+    same_engine(engines["engines"], spec.engines, spec.pool("vllm"), device)
+    assert engines["engines"].bucket_bytes == spec.engines.bucket_bytes
     settings = spec.engines.settings
-    assert (engine.count, engine.pool) == (spec.engines.count, spec.pool("vllm"))
-    assert engine.tensor_parallel == settings.tensor_parallel_size
-    assert engine.utilization == settings.gpu_memory_utilization
-    assert engine.shape.name == settings.model
-    assert engine.tokens_each == settings.max_model_len
-    assert engine.bucket_bytes == spec.engines.bucket_bytes
     takes_turns = spec.engines_share and settings.enable_sleep and device.can("sleep")
-    assert engine.sleeps == takes_turns
-    if device.kind == "cpu":
-        assert engine.kv_cache_bytes == int(settings.kv_cache_gb * 2**30)
-    else:
-        assert engine.kv_cache_bytes is None
+    assert engines["engines"].sleeps == takes_turns
+    if spec.judge:
+        same_engine(engines["judge"], spec.judge, spec.pool("judge"), device)
+        assert engines["judge"].sleeps == spec.judge_sleeps
+
+
+def same_engine(run: EngineRun, role: EngineRole | JudgeRole, pool: str, device: Device) -> None:
+    settings = role.settings
+    assert (run.count, run.pool) == (role.count, pool)
+    assert run.tensor_parallel == settings.tensor_parallel_size
+    assert run.utilization == settings.gpu_memory_utilization
+    assert run.shape.name == settings.model
+    assert run.tokens_each == settings.max_model_len
+    assert run.enforce_eager == (settings.enforce_eager or device.kind == "cpu")
+    assert run.kv_cache_bytes == (int(settings.kv_cache_gb * 2**30) if device.kind == "cpu" else None)
 
 
 def sleeps(spec: RolesSpec, part: str, role: TrainedRole) -> bool:
     """As `cluster.build._sleepers` has it."""
-    return spec.device.can("sleep") and role.sleeps and not (part == "reward" and spec.overlapping)
+    return spec.device.can("sleep") and role.sleeps and not (part in SCORERS and spec.overlapping)
 
 
 def same_model(run: ModelRun, role: TrainedRole) -> None:
