@@ -133,6 +133,15 @@ OURS = {
         "reward.on_error": "what a failed reward does is a choice, never a silent zero",
         "reward.timeout_s": "user code has a time limit",
         "reward.max_retries": "and is tried again",
+        "reward.normalize": "sources of different scales add up",
+        **{
+            f"reward.http_{name}": "a slow, busy or dead server costs what it must"
+            for name in ("batch_size", "concurrency", "failures", "cooldown_s")
+        },
+        **{
+            f"reward.{name}": "rewards by rule need no file"
+            for name in ("format_pattern", "format_tags", "length_range", "answer_pattern", "verify_timeout_s")
+        },
         "data.drop_last": "the last short batch is a step unless this is set",
         "data.overlong_prompt": "what happens to a prompt without room is a named rule",
         "algo.advantage.norm": "normalisation is a choice of its own, for every estimator",

@@ -13,6 +13,7 @@ from openrlhf_ext.cli.checks.subject import Subject
 from openrlhf_ext.cli.rl_rewards import reward_settings, reward_sources
 from openrlhf_ext.errors import RewardError, UserError
 from openrlhf_ext.rewards.answer import AnswerError
+from openrlhf_ext.rewards.judge.judge import Judge
 from openrlhf_ext.rewards.load import RewardSettings, load_reward
 
 AREA = "reward"
@@ -24,15 +25,11 @@ LOAD, CALL, PROMPTS = 0.6, 0.4, 0.6
 def find_rewards(subject: Subject) -> Iterator[Finding]:
     config = subject.config
     sources = reward_sources(config)
-    models = config.has_reward_model + config.has_student
-    if config.reward.weights and len(sources) + models == len(config.reward.weights):
-        weights = list(config.reward.weights)
-    else:  # the rules say so if it is wrong
-        weights = [1.0] * (len(sources) + 1)
+    weights = config.reward.weights or (1.0,) * len(sources)  # the rules say so if there are too few
     for source, weight in zip(sources, weights, strict=False):
         if weight == 0:
             yield warning(AREA, f"{source} has the weight 0 and never counts", "leave it out, or weigh it.")
-        settings = replace(reward_settings(config), weights=())
+        settings = replace(reward_settings(config), weights=(), normalize=())
         short = replace(settings, timeout_s=min(settings.timeout_s, CALL * subject.limit_s))
         short = replace(short, load_timeout_s=min(short.load_timeout_s, LOAD * subject.limit_s))
         try:
@@ -44,7 +41,8 @@ def find_rewards(subject: Subject) -> Iterator[Finding]:
 
 
 def _trial(subject: Subject, source: str, settings: RewardSettings) -> Iterator[Finding]:
-    with load_reward([source], settings) as reward:
+    judge = Judge(None) if subject.config.has_judge else None  # a trial call ends where it asks it
+    with load_reward([source], settings, judge=judge) as reward:
         reward.start()  # while the first prompts are on their way
         prompts = subject.wait_for_prompts(PROMPTS * subject.limit_s)
         if not prompts and "://" not in source:  # it may need the rows' own columns
