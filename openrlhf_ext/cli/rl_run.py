@@ -57,14 +57,15 @@ def run(parsed: Parsed) -> int:
     assert cfg.actor.model_name_or_path is not None
     for model in model_specs(parsed, device):
         check_spec(model)
-    agent_profile(cfg)
+    agent = agent_profile(cfg)
+    players = len(agent.roles) if agent else 1
     tokenizer = load_tokenizer(cfg.actor.model_name_or_path, fast=not cfg.data.disable_fast_tokenizer)
     data = _load_data(cfg, tokenizer)
     planned = preflight("rl", parsed, device, _data_size(cfg, data))
     parsed, cfg, memory = planned.parsed, planned.parsed.config, memory_log(planned)
     settings = rl_settings(cfg, tokenizer)
-    spec = roles_spec(parsed, device, _schedule(len(data.prompts), cfg, settings))
-    console.print(_announcement(cfg, data, settings, device.kind), soft_wrap=True)
+    spec = roles_spec(parsed, device, _schedule(len(data.prompts), cfg, settings, players))
+    console.print(_announcement(cfg, data, settings, device.kind, players), soft_wrap=True)
 
     output = Path(cfg.ckpt.output_dir)
     write_config(cfg, cfg.ckpt)
@@ -198,24 +199,24 @@ def _overlong(loaded: LoadedPrompts) -> list[str]:
     return [f"{name}: {count}" for name, count in loaded.counts.items() if name.startswith("overlong") and count]
 
 
-def _schedule(prompts: int, cfg: RLConfig, settings: RLSettings) -> Schedule:
+def _schedule(prompts: int, cfg: RLConfig, settings: RLSettings, players: int) -> Schedule:
     """Optimizer steps of the whole run, the short last batch of each epoch counted as what it is.
 
-    Dynamic filtering takes more prompts for a step, so it may end earlier.
+    Dynamic filtering takes more prompts for a step, and not every player speaks in every game: it may end earlier.
     """
     full, rest = divmod(prompts, cfg.rollout.batch_size)
     sizes = [cfg.rollout.batch_size] * full + ([rest] if rest and not cfg.data.drop_last else [])
-    steps = [settings.optimizer_steps(size * settings.sampling.n) for size in sizes] * cfg.train.num_episodes
+    steps = [settings.optimizer_steps(size * settings.sampling.n * players) for size in sizes] * cfg.train.num_episodes
     return Schedule(policy=max(sum(steps[settings.freezing_steps :]), 1), critic=sum(steps))
 
 
-def _announcement(cfg: RLConfig, data: RLData, settings: RLSettings, device: str) -> str:
+def _announcement(cfg: RLConfig, data: RLData, settings: RLSettings, device: str, players: int) -> str:
     """What will happen, in one paragraph, before it does."""
-    steps, updates = data.source.total_steps, _schedule(len(data.prompts), cfg, settings).policy
+    steps, updates = data.source.total_steps, _schedule(len(data.prompts), cfg, settings, players).policy
     most = "at most " if settings.filter_range else ""  # what is filtered out takes other prompts with it
     text = (
         f"{len(data.prompts)} prompts, {most}{steps} rollout steps on this {device} "
-        f"({data.source.steps_per_epoch} per episode), {updates} optimizer steps"
+        f"({data.source.steps_per_epoch} per episode), {'at most ' * (players > 1)}{updates} optimizer steps"
     )
     text += f" ({', '.join(data.notes)})" if data.notes else ""
     every = cfg.ckpt.save_steps
