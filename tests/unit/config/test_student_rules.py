@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 import pytest
 
-from openrlhf_ext.config import RLConfig, parse
+from openrlhf_ext.config import RLConfig, get, parse
 from openrlhf_ext.errors import ConfigError
 from openrlhf_ext.ops.student_reward import REDUCTIONS
 
@@ -72,6 +73,16 @@ def test_what_does_not_go_together(line: str, said: str | None):
         with pytest.raises(ConfigError) as raised:
             config(line)
         assert said in str(raised.value)
+
+
+def test_the_recipe_for_one_gpu_is_the_preset():
+    recipes = Path(__file__).resolve().parents[3] / "examples" / "rlt"
+    files = [str(recipes / name) for name in ("teacher_rlt.yaml", "one_gpu.yaml")]
+    recipe = parse("rl", ["--config", *files, "--data.prompt_dataset", "d"]).config
+    preset = parse("rl", ["--preset", "rlt-mono"], planning=True)
+    assert {path: get(recipe, path) for path in preset.explicit} == {
+        path: get(preset.config, path) for path in preset.explicit
+    }
 
 
 def test_a_forward_pass_of_the_policy_has_no_conditions():
