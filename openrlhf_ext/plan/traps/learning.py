@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from openrlhf_ext.plan import speed
 from openrlhf_ext.plan.parameters import adapter_parameters
 from openrlhf_ext.plan.traps.case import Case, Trap
 
@@ -85,6 +86,18 @@ def bf16_not_on_card(case: Case) -> str | None:
     return f"--ds.param_dtype bf16: the {case.card.name} computes it slowly or not at all; give fp16."
 
 
+def bf16_not_of_this_cpu(case: Case) -> str | None:
+    if case.card is not None or case.trained.dtype != "bf16":
+        return None
+    times = speed.core_flops("fp32") / speed.core_flops("bf16")
+    if times <= 1:
+        return None
+    return (
+        "--ds.param_dtype bf16: this CPU has no instructions for it, and multiplies matrices of float32 "
+        f"{times:.0f} times as fast; give fp32."
+    )
+
+
 def fp16_overflows(case: Case) -> str | None:
     if case.trained.dtype != "fp16" or not case.trained.shape.model_type.startswith("gemma"):
         return None
@@ -121,6 +134,7 @@ LEARNING: tuple[Trap, ...] = (
     lora_rank_beyond_layer,
     lora_dropout_in_rl,
     bf16_not_on_card,
+    bf16_not_of_this_cpu,
     fp16_overflows,
     gradients_summed_in_bf16,
     softcap_left_out,

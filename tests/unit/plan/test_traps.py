@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from openrlhf_ext.config import parse
+from openrlhf_ext.plan import speed
 from openrlhf_ext.plan.arithmetic import arithmetic_of
 from openrlhf_ext.plan.cards import card_named, card_of_size
 from openrlhf_ext.plan.memory import memory_of
@@ -284,8 +285,19 @@ def test_a_trap_is_found_in_the_flags(code, inside, beside):
     assert code not in beside.codes()
 
 
+def test_bf16_without_instructions_for_it(monkeypatch):
+    on_cpu = "--device.type cpu --ds.attn_implementation sdpa"
+    for known, found in (("bf16", True), ("amx_bf16", False)):
+        flops = {"fp32": speed.CORE_FLOPS["fp32"], "bf16": speed.CORE_FLOPS[known]}
+        monkeypatch.setattr(speed, "core_flops", flops.__getitem__)
+        text = Run("rm", f"{on_cpu} --ds.param_dtype bf16", gpu=None).codes().get("bf16-not-of-this-cpu", "")
+        assert text.endswith("multiplies matrices of float32 5 times as fast; give fp32.") == found
+        assert "bf16-not-of-this-cpu" not in Run("rm", f"{on_cpu} --ds.param_dtype fp32", gpu=None).codes()
+        assert "bf16-not-of-this-cpu" not in Run("rm", "--ds.param_dtype bf16").codes()
+
+
 def test_every_trap_is_tested():
-    elsewhere = {"reference-is-the-bare-base", "gpu-nearly-full", "host-nearly-full"}
+    elsewhere = {"bf16-not-of-this-cpu", "reference-is-the-bare-base", "gpu-nearly-full", "host-nearly-full"}
     assert {code for code, _, _ in CASES} | elsewhere == {code_of(trap) for trap in TRAPS}
     assert len(TRAPS) >= 25
 
