@@ -26,6 +26,13 @@ def evaluation_interval_beyond_run(case: Case) -> str | None:
     return f"--eval.steps {every} of a run of {_steps(steps)}: no evaluation before the end; give {_half(steps)}."
 
 
+def reference_never_follows(case: Case) -> str | None:
+    every, steps = case.config.ref.sync_steps if case.rl else 0, case.arithmetic.steps_total
+    if steps is None or every <= steps:
+        return None
+    return f"--ref.sync_steps {every} of a run of {_steps(steps)}: the reference stays as it is; give {_half(steps)}."
+
+
 def logging_interval_beyond_run(case: Case) -> str | None:
     every, steps = case.config.logger.logging_steps, case.arithmetic.steps_total
     if steps is None or every <= steps:
@@ -189,6 +196,7 @@ def _half(steps: int) -> int:
 SCHEDULE: tuple[Trap, ...] = (
     save_interval_beyond_run,
     evaluation_interval_beyond_run,
+    reference_never_follows,
     logging_interval_beyond_run,
     nothing_to_resume_from,
     checkpoints_not_evaluated,

@@ -72,6 +72,11 @@ CASES = [
         Run("rl", "--ckpt.save_steps 5", rows=638),
     ),
     (
+        "reference-never-follows",
+        Run("rl", "--ref.sync_steps 101"),
+        Run("rl", "--ref.sync_steps 100"),
+    ),
+    (
         "evaluation-interval-beyond-run",
         Run("rl", f"{HELD_OUT} --eval.steps 50", rows=638),
         Run("rl", f"{HELD_OUT} --eval.steps 10", rows=638),
