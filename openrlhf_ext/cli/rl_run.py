@@ -90,7 +90,7 @@ def run(parsed: Parsed) -> int:
                 tracker=tracker,
                 line=line,
                 store=store,
-                evaluate=_evaluation(cfg, data.held_out, remote.generator, reward),
+                evaluate=_evaluation(cfg, data.held_out, remote.generator, reward.plain),
                 gauges=gauges_of_driver(memory, device),
                 stop=asked,
             )
