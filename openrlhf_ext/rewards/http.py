@@ -28,8 +28,8 @@ from openrlhf_ext.types import Metric, Report
 
 AGAIN = {408, 425, 429, 500, 502, 503, 504}
 """The HTTP statuses after which the same request may be answered."""
-OF_ROWS = {"500", "wrong_type"}
-"""What may be one row's fault: the server is there, and cannot answer for all of them."""
+OF_ROWS = {"400", "413", "500", "502", "wrong_type"}
+"""What may be one row's fault, or the size's: the server is there, and cannot answer for all of them."""
 DIVISIONS_IN_VAIN = 16
 """So many halves in a row without an answer: it is the server's fault, and no row's."""
 JITTER = 0.1  # of a wait, so that requests which failed together do not come back together
