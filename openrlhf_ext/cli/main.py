@@ -16,6 +16,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "rm": ("openrlhf_ext.cli.train_rm", "a preference model from pairs of answers"),
     "dpo": ("openrlhf_ext.cli.train_dpo", "direct preference optimisation"),
     "serve-rm": ("openrlhf_ext.cli.serve_rm", "a reward or preference model behind HTTP, as a source of rewards"),
+    "judge": (
+        "openrlhf_ext.cli.judge",
+        "a judge held against labelled rows (calibrate), or behind HTTP (serve)",
+    ),
     "plan": ("openrlhf_ext.cli.plan", "what fits, how many steps, how long: before it starts"),
     "check": ("openrlhf_ext.cli.check", "what would go wrong with a command, all of it at once, before it starts"),
     "negatives": ("openrlhf_ext.cli.negatives", "wrong answers made from right ones by rules, as pairs for DPO"),

@@ -1,4 +1,7 @@
-"""One model and many who ask at the same time: their texts wait in one line and are scored together."""
+"""One model and many who ask at the same time: their texts wait in one line and are scored together.
+
+A reward model scores texts; what a judge is asked (prompt, response, label) counts as a text here.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from openrlhf_ext.rewards.model import Scorer
 
@@ -16,6 +19,15 @@ if TYPE_CHECKING:
 
 TEXTS_AT_ONCE = 256  # enough that neighbours in length are found among them
 SAID_EVERY_S = 10.0
+
+
+class Counted(Protocol):
+    """What became of a text."""
+
+    @property
+    def tokens(self) -> int:
+        """How many the model read for it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +62,9 @@ class TextScorer:
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    texts: Sequence[str]
-    answer: asyncio.Future[list[Scored]]
-    scored: list[Scored] = field(default_factory=list)
+    texts: Sequence[Any]
+    answer: asyncio.Future[list[Any]]
+    scored: list[Any] = field(default_factory=list)
 
 
 class Line:
@@ -62,7 +74,7 @@ class Line:
     `say` is told at most every `SAID_EVERY_S` seconds what was done.
     """
 
-    def __init__(self, score: Callable[[Sequence[str]], list[Scored]], say: Callable[[str], None]) -> None:
+    def __init__(self, score: Callable[[Sequence[Any]], Sequence[Counted]], say: Callable[[str], None]) -> None:
         self.requests = 0  # answered, and their texts
         self.texts = 0
         self._score = score
@@ -70,7 +82,7 @@ class Line:
         self._waiting: list[_Request] = []
         self._some = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="score")
-        self._round: Future[list[Scored]] | None = None
+        self._round: Future[Sequence[Any]] | None = None
         self._pace = _Pace(time.monotonic())
 
     @property
@@ -83,7 +95,7 @@ class Line:
         """Whether the model computes, even after `work` was cancelled: nobody can interrupt it."""
         return self._round is not None and not self._round.done()
 
-    async def ask(self, texts: Sequence[str]) -> list[Scored]:
+    async def ask(self, texts: Sequence[Any]) -> list[Any]:
         """Raises what the scoring raised. Who is cancelled leaves the line."""
         if not texts:
             return []
@@ -126,9 +138,9 @@ class Line:
         if line := self._pace.line(self.waiting):
             self._say(line)
 
-    def _shares(self) -> list[tuple[_Request, Sequence[str]]]:
+    def _shares(self) -> list[tuple[_Request, Sequence[Any]]]:
         """The texts to be scored next, by request. What a small request leaves of its share goes to those behind it."""
-        shares: list[tuple[_Request, Sequence[str]]] = []
+        shares: list[tuple[_Request, Sequence[Any]]] = []
         room = TEXTS_AT_ONCE
         for place, request in enumerate(self._waiting[:TEXTS_AT_ONCE]):
             share = max(room // (min(len(self._waiting), TEXTS_AT_ONCE) - place), 1)
@@ -147,7 +159,7 @@ class _Pace:
     tokens: int = 0
     seconds: float = 0.0
 
-    def add(self, scored: Sequence[Scored], seconds: float) -> None:
+    def add(self, scored: Sequence[Counted], seconds: float) -> None:
         self.texts += len(scored)
         self.tokens += sum(each.tokens for each in scored)
         self.seconds += seconds

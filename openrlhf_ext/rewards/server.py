@@ -15,7 +15,7 @@ import logging
 import math
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from openrlhf_ext.errors import ResourceError, UserError
 from openrlhf_ext.rewards.line import Line, Scored
 
 PATH = "/get_reward"
+FORM = 'send {"query": ["a text", ...]}'
 BACKLOG = 2048  # OpenRLHF asks about every sample over a connection of its own
 READ_S = 60.0
 GRACE_S = 5.0
@@ -41,6 +42,16 @@ class Limits:
 
     request: int
     waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a server is asked and answers. `read` raises Refused for a body that is not of the form; `write` gets what
+    the line says of each text.
+    """
+
+    read: Callable[[bytes], Sequence[Any]]
+    write: Callable[[Sequence[Any]], dict[str, Any]]
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -75,13 +86,21 @@ def reached_from_elsewhere(listener: socket.socket) -> bool:
 
 
 async def serve(
-    listener: socket.socket, line: Line, limits: Limits, about: Mapping[str, Any], say: Callable[[str], None]
+    listener: socket.socket,
+    line: Line,
+    limits: Limits,
+    about: Mapping[str, Any],
+    say: Callable[[str], None],
+    form: Form | None = None,
 ) -> None:
-    """Answer until SIGINT or SIGTERM; then no more is taken, and what was asked has `GRACE_S` seconds."""
+    """Answer until SIGINT or SIGTERM; then no more is taken, and what was asked has `GRACE_S` seconds.
+
+    Without a form it is that of a reward model.
+    """
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    runner = await RewardServer(line, limits, about).start(listener)
+    runner = await RewardServer(line, limits, about, form).start(listener)
     ends = [asyncio.create_task(line.work()), asyncio.create_task(stop.wait())]
     ended, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     if line.waiting:
@@ -96,7 +115,8 @@ async def serve(
 class RewardServer:
     """The routes over a line. `about` is what `/health` tells of the model."""
 
-    def __init__(self, line: Line, limits: Limits, about: Mapping[str, Any]) -> None:
+    def __init__(self, line: Line, limits: Limits, about: Mapping[str, Any], form: Form | None = None) -> None:
+        self._form = form or Form(queries_of, answer)
         self._line = line
         self._limits = limits
         self._about = about
@@ -124,12 +144,12 @@ class RewardServer:
         self._held += size
         try:
             body = await _body(request)
-            texts = queries_of(body)
+            texts = self._form.read(body)
             del body
             scored = await self._line.ask(texts)
         finally:
             self._held -= size
-        return web.json_response(answer(scored))
+        return web.json_response(self._form.write(scored))
 
     async def health(self, request: web.Request) -> web.Response:
         counts = {"requests": self._line.requests, "texts": self._line.texts, "waiting": self._line.waiting}
@@ -166,7 +186,11 @@ async def _body(request: web.Request) -> bytes:
 
 def queries_of(body: bytes) -> list[str]:
     """The texts of a request. Raises Refused (400) for a body that is not of the form."""
-    form = 'send {"query": ["a text", ...]}'
+    return texts_of(object_of(body, FORM), "query", FORM)
+
+
+def object_of(body: bytes, form: str) -> dict[str, Any]:
+    """The JSON object that a body is. Raises Refused (400), which tells the form."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -174,22 +198,27 @@ def queries_of(body: bytes) -> list[str]:
         raise Refused(400, f"the body is not JSON ({reason}): {form}.") from None
     if not isinstance(value, dict):
         raise Refused(400, f"the body is a JSON {_kind(value)}, not an object: {form}.")
-    if "query" not in value:
-        raise Refused(400, f"the body has no 'query' (its keys: {', '.join(value)[:80] or 'none'}): {form}.")
-    queries = value["query"]
-    if not isinstance(queries, list):
-        raise Refused(400, f"'query' is a {_kind(queries)}, not a list of texts: {form}.")
-    for place, text in enumerate(queries):
+    return value
+
+
+def texts_of(value: Mapping[str, Any], key: str, form: str) -> list[str]:
+    """The list of texts under a key. Raises Refused (400) where there is none."""
+    if key not in value:
+        raise Refused(400, f"the body has no {key!r} (its keys: {', '.join(value)[:80] or 'none'}): {form}.")
+    texts = value[key]
+    if not isinstance(texts, list):
+        raise Refused(400, f"{key!r} is a {_kind(texts)}, not a list of texts: {form}.")
+    for place, text in enumerate(texts):
         if not isinstance(text, str):
-            raise Refused(400, f"query[{place}] is a {_kind(text)}, not a text: {form}.")
+            raise Refused(400, f"{key}[{place}] is a {_kind(text)}, not a text: {form}.")
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise Refused(400, f"query[{place}] holds half of a surrogate pair, which is no character.") from None
-    return queries
+            raise Refused(400, f"{key}[{place}] holds half of a surrogate pair, which is no character.") from None
+    return texts
 
 
-def answer(scored: list[Scored]) -> dict[str, Any]:
+def answer(scored: Sequence[Scored]) -> dict[str, Any]:
     """Raises Refused (500) for a score that JSON has no word for."""
     for place, each in enumerate(scored):
         if not math.isfinite(each.score):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from openrlhf_ext.config.judge_command import CalibrateConfig, ServeJudgeConfig
 from openrlhf_ext.config.rl import RLConfig
 from openrlhf_ext.config.rules.advice import ADVICE
 from openrlhf_ext.config.rules.agent import AGENT_RULES
@@ -15,6 +16,7 @@ from openrlhf_ext.config.rules.algorithm import ALGORITHM_RULES
 from openrlhf_ext.config.rules.common import COMMON_RULES
 from openrlhf_ext.config.rules.effects import idle_paths
 from openrlhf_ext.config.rules.judge import JUDGE_RULES
+from openrlhf_ext.config.rules.judge_command import CALIBRATE_RULES, SERVE_JUDGE_RULES
 from openrlhf_ext.config.rules.rl import RL_RULES
 from openrlhf_ext.config.rules.serve_rm import SERVE_RM_RULES
 from openrlhf_ext.config.rules.student import STUDENT_RULES
@@ -29,6 +31,10 @@ def broken_rules(config: Any, explicit: Explicit) -> list[Violation]:
     """Every violation of every rule of this command."""
     if isinstance(config, ServeRMConfig):
         rules = SERVE_RM_RULES
+    elif isinstance(config, CalibrateConfig):
+        rules = CALIBRATE_RULES
+    elif isinstance(config, ServeJudgeConfig):
+        rules = SERVE_JUDGE_RULES
     elif isinstance(config, RLConfig):
         rules = (*COMMON_RULES, *RL_RULES, *ALGORITHM_RULES, *JUDGE_RULES, *STUDENT_RULES, *AGENT_RULES)
     else:

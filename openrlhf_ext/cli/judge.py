@@ -1,0 +1,53 @@
+"""`openrlhf-ext judge calibrate|serve`. Nothing heavy is imported before the flags are right."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from openrlhf_ext.cli import boundary
+from openrlhf_ext.cli.help import answer_help
+from openrlhf_ext.config import parse
+from openrlhf_ext.config.judge_command import CalibrateConfig, ServeJudgeConfig
+from openrlhf_ext.config.nearest import nearest
+from openrlhf_ext.errors import ConfigError
+
+COMMANDS = {
+    "calibrate": (CalibrateConfig, "the judge against labelled rows: agreement, kappa, position bias, consistency"),
+    "serve": (ServeJudgeConfig, "the judge behind HTTP, in the form of serve-rm"),
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Raises ConfigError for a subcommand that is not there, and what the subcommands raise."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print("usage: openrlhf-ext judge COMMAND ...\n")
+        for name, (_, words) in COMMANDS.items():
+            print(f"  {name:<12}{words}")
+        print("\nopenrlhf-ext judge COMMAND --help lists the flags of a command.")
+        return 0
+    command, *rest = argv
+    if command not in COMMANDS:
+        near = nearest(command, COMMANDS, dashes=False)
+        ask = f"did you mean {near}" if near else f"the commands are {', '.join(COMMANDS)}"
+        raise ConfigError(f"openrlhf-ext judge {command}: there is no such command; {ask}.")
+    tree = COMMANDS[command][0]
+    if answer_help(f"judge {command}", rest, tree):
+        return 0
+    parsed = parse(tree, rest)
+    for note in parsed.notes:
+        print(note, file=sys.stderr)
+    if command == "calibrate":
+        from openrlhf_ext.cli.judge_calibrate import run
+
+        return run(parsed)
+    from openrlhf_ext.rewards.server import listen
+
+    with listen(parsed.config.host, parsed.config.port) as listener:
+        from openrlhf_ext.cli.judge_serve import serve_judge
+
+        return serve_judge(parsed, listener)
+
+
+if __name__ == "__main__":
+    boundary.run(main)

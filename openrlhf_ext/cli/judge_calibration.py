@@ -1,0 +1,47 @@
+"""What `judge calibrate` found of a judge, known again before it is trained by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from openrlhf_ext.cli.rl_judge import name_of_weights
+from openrlhf_ext.rewards.judge.rubric import Rubric
+
+FILE = "calibration.json"
+
+
+def folder_of(rubric: str) -> Path:
+    """Where the calibrations by a rubric file are kept unless another folder is named."""
+    path = Path(rubric).expanduser()
+    return path.with_name(f"{path.stem}_calibration")
+
+
+def fingerprint(model: str, rubric: Rubric) -> dict[str, str]:
+    """Of the weights, or the endpoint, and of what the rubric says."""
+    content = hashlib.blake2b(repr(replace(rubric, origin="")).encode(), digest_size=8).hexdigest()
+    return {"model": name_of_weights(model, "auto"), "rubric": content}
+
+
+def warning_of(model: str, rubric: Rubric, rubric_file: str) -> str | None:
+    """A sentence if this judge was calibrated by this rubric and found no better than chance.
+
+    Nothing where it was not calibrated, or another judge was.
+    """
+    file = folder_of(rubric_file) / FILE
+    if not file.is_file():
+        return None
+    try:
+        found: Any = json.loads(file.read_text(encoding="utf-8"))
+        if found["fingerprint"] != fingerprint(model, rubric) or not found["no_better_than_chance"]:
+            return None
+        kappa = found["agreement"]["kappa"]
+        return (
+            f"the judge is no better than chance: on {found['responses']} labelled responses its kappa was "
+            f"{kappa['value']:.2f} ({kappa['low']:.2f} to {kappa['high']:.2f}), says {file}."
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{file} is no result of judge calibrate, so nothing is known of the judge: run judge calibrate again."

@@ -1,0 +1,78 @@
+"""Labelled rows as cases: a response and whether it is right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from openrlhf_ext.config.judge_command import LabelledDataSection
+from openrlhf_ext.data.tables import Row, load_rows, require_columns
+from openrlhf_ext.errors import DataError
+from openrlhf_ext.rewards.judge.prompt import Case, write_prompt
+from openrlhf_ext.rewards.judge.rubric import Rubric
+
+RIGHT = ("1", "true", "yes", "right", "correct")
+WRONG = ("0", "false", "no", "wrong", "incorrect")
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledCase:
+    """`row` is the number of the row it is from: a right and a wrong response of one row belong together."""
+
+    case: Case
+    right: bool
+    row: int
+
+
+def labelled_cases(data: LabelledDataSection, rubric: Rubric) -> list[LabelledCase]:
+    """Every response with its label, in the order of the rows; of a row with two, the right one first.
+
+    Raises DataError for a column or a label that is no use, RewardError for a row that lacks what the rubric shows.
+    """
+    assert data.dataset is not None
+    rows = load_rows(data.dataset, split=data.split, max_samples=data.max_samples)
+    keys = {"prompt_key": data.prompt_key, "response_key": data.response_key, "label_key": data.label_key,
+            "right_key": data.right_key, "wrong_key": data.wrong_key, "reference_key": data.reference_key}  # fmt: skip
+    require_columns(rows, {column: f"--data.{flag}" for flag, column in keys.items() if column})
+    cases = [case for number, row in enumerate(rows) for case in _of_row(data, row, number)]
+    for item in cases:
+        write_prompt(rubric, item.case)
+    return cases
+
+
+def _of_row(data: LabelledDataSection, row: Row, number: int) -> list[LabelledCase]:
+    def case(column: str | None) -> Case:
+        assert column is not None
+        prompt = "" if data.prompt_key is None else _text(row, data.prompt_key)
+        reference = None if data.reference_key is None else row[data.reference_key]
+        return Case(prompt, _text(row, column), reference, row.values, row.where)
+
+    if data.right_key is not None:
+        return [LabelledCase(case(data.right_key), True, number), LabelledCase(case(data.wrong_key), False, number)]
+    return [LabelledCase(case(data.response_key), _is_right(data, row), number)]
+
+
+def _text(row: Row, column: str) -> str:
+    """A conversation is its turns' contents."""
+    value: Any = row[column]
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Sequence) and all(isinstance(turn, dict) and "content" in turn for turn in value):
+        return "\n\n".join(str(turn["content"]) for turn in value)
+    raise DataError(f"{row.where}: column {column!r} is {type(value).__name__}, not a text.")
+
+
+def _is_right(data: LabelledDataSection, row: Row) -> bool:
+    assert data.label_key is not None
+    value = row[data.label_key]
+    number = isinstance(value, float) and value.is_integer()
+    label = str(int(value) if number else value).strip()
+    if data.right_values:
+        return label in data.right_values
+    if label.lower() in RIGHT or label.lower() in WRONG:
+        return label.lower() in RIGHT
+    raise DataError(
+        f"{row.where}: the label {label!r} (--data.label_key {data.label_key}) is neither {', '.join(RIGHT)} nor "
+        f"{', '.join(WRONG)}: say which labels mean right by --data.right_values."
+    )

@@ -1,0 +1,200 @@
+"""How far a judge agrees with labels: rates with intervals, Cohen's kappa, what order and chance do to it.
+
+Positive is a response that is right. Rates have Wilson's interval; F1 and kappa have the percentiles of a bootstrap
+(which holds for small samples and skewed labels), all at 95 %. Rows that belong together, such as a right and a wrong
+response to one question, are drawn together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import cohen_kappa_score, f1_score, roc_auc_score
+from statsmodels.stats.inter_rater import aggregate_raters, fleiss_kappa
+from statsmodels.stats.proportion import proportion_confint
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure with its interval; NaN where it cannot be told (a rate of nothing)."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return "-" if math.isnan(self.value) else f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Of n verdicts with labels. `auc`: of the graded reward, NaN where labels are of one kind."""
+
+    true_positives: int
+    false_positives: int
+    false_negatives: int
+    true_negatives: int
+    accuracy: Estimate
+    precision: Estimate
+    recall: Estimate
+    f1: Estimate
+    kappa: Estimate
+    auc: float
+
+    @property
+    def n(self) -> int:
+        return self.true_positives + self.false_positives + self.false_negatives + self.true_negatives
+
+    @property
+    def one_kind_of_label(self) -> bool:
+        return not (self.true_positives + self.false_negatives and self.false_positives + self.true_negatives)
+
+    @property
+    def no_better_than_chance(self) -> bool:
+        """The interval of kappa includes 0, or lies below it. Nothing can be said of labels of one kind."""
+        return not self.one_kind_of_label and not self.kappa.low > 0
+
+
+def agreement(
+    labels: Sequence[bool],
+    verdicts: Sequence[bool],
+    *,
+    rewards: Sequence[float] | None = None,
+    clusters: Sequence[Any] | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Agreement:
+    """`clusters` name the rows that belong together (None: each is its own). All sequences have one length."""
+    right, said = np.asarray(labels, dtype=bool), np.asarray(verdicts, dtype=bool)
+    assert right.shape == said.shape, "one label for each verdict"
+    tp, fp = int(np.sum(right & said)), int(np.sum(~right & said))
+    fn, tn = int(np.sum(right & ~said)), int(np.sum(~right & ~said))
+    draws = _draws(right, said, clusters, resamples, seed)
+    two_kinds = 0 < int(right.sum()) < len(right)
+    auc = float(roc_auc_score(right, rewards)) if rewards is not None and two_kinds else math.nan
+    f1 = float(f1_score(right, said, zero_division=0.0)) if tp + fp + fn else math.nan
+    return Agreement(
+        true_positives=tp,
+        false_positives=fp,
+        false_negatives=fn,
+        true_negatives=tn,
+        accuracy=wilson(tp + tn, len(right)),
+        precision=wilson(tp, tp + fp),
+        recall=wilson(tp, tp + fn),
+        f1=_with_interval(f1, _f1(draws)),
+        kappa=_with_interval(_whole_kappa(right, said), _kappa(draws)),
+        auc=auc,
+    )
+
+
+def wilson(hits: int, n: int) -> Estimate:
+    """A rate with Wilson's score interval."""
+    if not n:
+        return Estimate(math.nan, math.nan, math.nan)
+    low, high = proportion_confint(hits, n, alpha=1 - LEVEL, method="wilson")
+    return Estimate(hits / n, float(low), float(high))
+
+
+@dataclass(frozen=True, slots=True)
+class Consistency:
+    """Over `repeats` verdicts on each of `rows` responses: the part on which all agree, and Fleiss' kappa of them."""
+
+    rows: int
+    repeats: int
+    unanimous: Estimate
+    fleiss_kappa: float
+
+
+def consistency(verdicts: Sequence[Sequence[bool]]) -> Consistency:
+    """One row for each response, as many verdicts in each."""
+    table = np.asarray(verdicts, dtype=int)
+    same = int(np.sum(table.min(axis=1) == table.max(axis=1)))
+    kinds = len(np.unique(table))
+    kappa = float(fleiss_kappa(aggregate_raters(table, 2)[0])) if kinds > 1 else math.nan
+    return Consistency(len(table), table.shape[1], wilson(same, len(table)), kappa)
+
+
+@dataclass(frozen=True, slots=True)
+class OrderBias:
+    """What order does. `changed`: verdicts that another order turned; `first`: where something stood first and was
+    preferred (pairwise: the response shown first, among those preferred at all; pointwise it is the part of the changed
+    verdicts that became right)."""
+
+    n: int
+    changed: Estimate
+    first: Estimate
+
+
+def order_bias(original: Sequence[bool], reordered: Sequence[bool]) -> OrderBias:
+    """Verdicts on the same responses under two orders of the criteria."""
+    before, after = np.asarray(original, dtype=bool), np.asarray(reordered, dtype=bool)
+    changed = int(np.sum(before != after))
+    return OrderBias(len(before), wilson(changed, len(before)), wilson(int(np.sum(~before & after)), changed))
+
+
+def pair_order_bias(shown_first_won: Sequence[bool | None], shown_second_won: Sequence[bool | None]) -> OrderBias:
+    """For each pair whether its first response won, when it was shown first and when second (None: a tie)."""
+    pairs = list(zip(shown_first_won, shown_second_won, strict=True))
+    first = [won for won, _ in pairs if won is not None] + [not won for _, won in pairs if won is not None]
+    changed = sum(a != b for a, b in pairs)
+    return OrderBias(len(pairs), wilson(changed, len(pairs)), wilson(sum(first), len(first)))
+
+
+def as_json(value: Agreement | Consistency | OrderBias) -> dict[str, Any]:
+    """Its fields, with null for what cannot be told."""
+    return {name: _plain(item) for name, item in asdict(value).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _draws(
+    right: np.ndarray, said: np.ndarray, clusters: Sequence[Any] | None, resamples: int, seed: int
+) -> np.ndarray:
+    """(resamples, 4) counts of the four cells, of as many clusters as there are, drawn with replacement."""
+    _, place = np.unique(np.asarray(clusters if clusters is not None else range(len(right))), return_inverse=True)
+    cell = np.where(right, np.where(said, 0, 2), np.where(said, 1, 3))
+    of_cluster = np.zeros((int(place.max()) + 1 if len(place) else 0, 4))
+    np.add.at(of_cluster, (place, cell), 1)
+    drawn = np.random.default_rng(seed).multinomial(
+        len(of_cluster), np.full(len(of_cluster), 1 / max(len(of_cluster), 1)), size=resamples
+    )
+    return drawn @ of_cluster
+
+
+def _kappa(cells: np.ndarray) -> np.ndarray:
+    tp, fp, fn, tn = cells.T
+    n = cells.sum(axis=1)
+    expected = ((tp + fn) * (tp + fp) + (fp + tn) * (fn + tn)) / n**2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return ((tp + tn) / n - expected) / (1 - expected)
+
+
+def _whole_kappa(right: np.ndarray, said: np.ndarray) -> float:
+    if len(np.unique(right)) < 2:
+        return math.nan
+    return float(cohen_kappa_score(right, said))
+
+
+def _f1(cells: np.ndarray) -> np.ndarray:
+    tp, fp, fn, _ = cells.T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return 2 * tp / (2 * tp + fp + fn)
+
+
+def _with_interval(value: float, draws: np.ndarray) -> Estimate:
+    """Draws of which it cannot be told (one kind of label only) are left out."""
+    told = draws[np.isfinite(draws)]
+    if math.isnan(value) or not len(told):
+        return Estimate(value, math.nan, math.nan)
+    low, high = np.quantile(told, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(value, float(low), float(high))
