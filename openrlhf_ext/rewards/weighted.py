@@ -134,7 +134,8 @@ class WeightedReward:
         else:
             with ThreadPoolExecutor(len(self._sources)) as pool:
                 results = list(pool.map(lambda source: self._ask(source, batch, sizes), self._sources))
-        return self._combine([list(answers) for answers in zip(*results, strict=True)], normalises=normalises)
+        roles = [[rollout.role for rollout in rollouts] for _, rollouts in groups]
+        return self._combine([list(answers) for answers in zip(*results, strict=True)], roles, normalises=normalises)
 
     def take_report(self) -> dict[str, Metric]:
         """Since the last call: `reward/retries/REASON` over all sources, and what each source says itself."""
@@ -213,7 +214,11 @@ class WeightedReward:
         return answer
 
     def _combine(
-        self, groups: Sequence[Sequence[Answer | ScoreFailure]], *, normalises: bool
+        self,
+        groups: Sequence[Sequence[Answer | ScoreFailure]],
+        roles: Sequence[Sequence[str]],
+        *,
+        normalises: bool,
     ) -> list[list[Score] | ScoreFailure]:
         """The scores of each group from the answers of all sources, or the first failure of one of them."""
         whole: list[list[Answer]] = []
@@ -224,7 +229,8 @@ class WeightedReward:
                 whole.append([answer for answer in group if isinstance(answer, Answer)])
         plain: Normalisation = "none"
         scales = self._scales if normalises else (plain,) * len(self._sources)
-        columns = [normalised([answers[s].rewards for answers in whole], how) for s, how in enumerate(scales)]
+        own = [each for each, failure in zip(roles, failures, strict=True) if failure is None]
+        columns = [normalised([answers[s].rewards for answers in whole], how, own) for s, how in enumerate(scales)]
         scored = iter(
             [
                 self._scores(answers, [column[index] for column in columns], normalises=normalises)
@@ -255,7 +261,7 @@ class WeightedReward:
     def _turns(self, answers: Sequence[Answer], terms: Sequence[Scaled], i: int) -> tuple[tuple[int, float], ...]:
         """What fell where, by weight and scale; what a normalisation takes away falls where the rest does."""
         turns = [
-            (position, weight * term.factor * reward)
+            (position, weight * term.factors[i] * reward)
             for weight, term, answer in zip(self._weights, terms, answers, strict=True)
             if answer.turns is not None
             for position, reward in answer.turns[i]

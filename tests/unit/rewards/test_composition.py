@@ -173,3 +173,19 @@ def test_normalised_is_the_slow_formula(rewards):
     assert all(math.isfinite(x) for x in found)
     for group, alone in zip(rewards, normalised(rewards, "group"), strict=True):
         assert alone.rewards == normalised([group], "batch")[0].rewards
+
+
+@given(
+    rewards=st.lists(st.lists(st.floats(-9, 9), min_size=2, max_size=4), min_size=1, max_size=4),
+    how=st.sampled_from(["batch", "group"]),
+    data=st.data(),
+)
+def test_in_a_game_a_reward_is_compared_with_those_of_its_role(rewards, how, data) -> None:
+    roles = [data.draw(st.lists(st.sampled_from("ab"), min_size=len(g), max_size=len(g))) for g in rewards]
+    found = normalised(rewards, how, roles)
+    for role in "ab":
+        own = [[x for x, r in zip(g, named, strict=True) if r == role] for g, named in zip(rewards, roles, strict=True)]
+        alone = normalised(own, how)
+        for group, named, expected in zip(found, roles, alone, strict=True):
+            assert [x for x, r in zip(group.rewards, named, strict=True) if r == role] == expected.rewards
+            assert [x for x, r in zip(group.factors, named, strict=True) if r == role] == expected.factors
