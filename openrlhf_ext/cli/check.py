@@ -25,7 +25,7 @@ USAGE = """\
 usage: openrlhf-ext check COMMAND [the command's flags] [--json] [--limit_s SECONDS]
 
 Looks at everything that the command needs, starts nothing, and says all it finds at once: device, packages, models,
-tokenizers, data, rewards, folders, disk, memory, Ray. Exit code 2 if the command would fail, else 0.
+tokenizers, data, rewards, judge, folders, disk, memory, Ray. Exit code 2 if the command would fail, else 0.
 The commands are {commands}; --json prints one object, --limit_s gives all checks
 together other than {limit:g} seconds.
 """
@@ -94,7 +94,18 @@ def check(command: str, flags: Sequence[str], limit_s: float) -> tuple[list[Find
 
 def lanes_of(command: str) -> list[Lane]:
     """What runs side by side. Later checks of a lane use what earlier ones made; heavy imports are in one only."""
-    from openrlhf_ext.cli.checks import devices, folders, machine, models, packages, plan, rewards, rows, tokenizers
+    from openrlhf_ext.cli.checks import (
+        devices,
+        folders,
+        judge,
+        machine,
+        models,
+        packages,
+        plan,
+        rewards,
+        rows,
+        tokenizers,
+    )
 
     heavy = [
         Check(packages.AREA, packages.find_imports, 1.0),
@@ -109,7 +120,9 @@ def lanes_of(command: str) -> list[Lane]:
         Check(devices.AREA, devices.find_ranks, 0.8),
     ]
     light = [Check(packages.AREA, packages.find_packages, 0.5), Check(machine.AREA, machine.find_limits, 0.1)]
-    return [light, heavy, [Check(rewards.AREA, rewards.find_rewards, 1.0)]] if command == "rl" else [light, heavy]
+    if command != "rl":
+        return [light, heavy]
+    return [light, [*heavy, Check(judge.AREA, judge.find_judge, 0.8)], [Check(rewards.AREA, rewards.find_rewards, 1.0)]]
 
 
 def _each_said_once(findings: Sequence[Finding]) -> Iterator[Finding]:
