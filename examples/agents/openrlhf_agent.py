@@ -1,4 +1,5 @@
 """An agent as OpenRLHF 0.11.2 documents one (its README, "Building Custom Multi-Turn Agents"): it runs as it is."""
+# ruff: noqa
 
 import random
 from typing import Any, Dict
