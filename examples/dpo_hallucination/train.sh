@@ -6,7 +6,8 @@
 #   examples/dpo_hallucination/train.sh --train.seed 7
 # On a CPU, with a tiny model:
 #   openrlhf-ext tiny-model --output outputs/tiny --corpus data/medhallu/train.jsonl --vocab 4096
-#   MODEL=outputs/tiny examples/dpo_hallucination/train.sh --device cpu --data.max_samples 64
+#   MODEL=outputs/tiny examples/dpo_hallucination/train.sh --device cpu --ds.param_dtype fp32 --adam.lr 2e-3 \
+#     --data.max_len 256 --data.max_samples 320 --eval.steps 20
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 out=${OUT:-outputs/dpo_hallucination}

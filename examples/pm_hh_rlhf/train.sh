@@ -3,9 +3,11 @@
 # environment; flags are added at the end:
 #   MODEL=Qwen/Qwen3-4B examples/pm_hh_rlhf/train.sh --model.num_gpus_per_node 8 --ds.zero_stage 3
 # On a CPU, with a tiny model and part of the rows in two files:
-#   openrlhf-ext tiny-model --output outputs/tiny
+#   openrlhf-ext tiny-model --output outputs/tiny --corpus train.jsonl --vocab 4096
 #   MODEL=outputs/tiny TRAIN=train.jsonl TEST=test.jsonl examples/pm_hh_rlhf/train.sh --device cpu \
-#     --data.max_len 512 --data.max_samples 256 --train.batch_size 32 --adam.lr 1e-3
+#     --ds.param_dtype fp32 --data.max_len 256 --train.batch_size 32 --train.micro_batch_size 8 --adam.lr 1e-3 \
+#     --eval.steps 25
+# (docs/supervised.md says what comes of it; with more than one epoch it learns these few rows by heart)
 # Its model is the rl command's reward model as it is: --reward.model_name_or_path outputs/pm_hh_rlhf/model
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -6,7 +6,8 @@
 #   MODEL=google/medgemma-27b-text-it examples/qlora_medical/train.sh --ds.lora.rank 64 --ds.lora.alpha 128
 # On a CPU, with a tiny model:
 #   openrlhf-ext tiny-model --output outputs/tiny --corpus data/medhallu/train.jsonl --vocab 4096
-#   MODEL=outputs/tiny examples/qlora_medical/train.sh --device cpu --data.max_samples 64
+#   MODEL=outputs/tiny examples/qlora_medical/train.sh --device cpu --ds.param_dtype fp32 --data.max_len 256 \
+#     --data.max_samples 64
 # The folder "model" has the adapters merged, "adapters" has them alone. Of a MedGemma that also sees, the text
 # tower is trained, and the model is a text-only one.
 set -euo pipefail
