@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+from openrlhf_ext.cli.rl_run import _schedule
 from openrlhf_ext.cli.rl_setup import rl_settings
 from openrlhf_ext.config import parse
 from openrlhf_ext.ops.length_penalty import LengthPenalties
@@ -63,3 +64,10 @@ def test_lag_and_filtering_are_off_unless_enabled():
     )
     ahead = settings(REINFORCE + flags + " --rollout.n_samples_per_prompt 2")
     assert (ahead.max_lag, ahead.partial, ahead.filter_range) == (2, True, (0.0, 1.0))
+
+
+def test_a_game_of_two_players_may_take_twice_the_optimizer_steps():
+    text = f"{NEEDED}{REINFORCE}--rollout.batch_size 16 --train.batch_size 8 --rollout.n_samples_per_prompt 2"
+    cfg = parse("rl", text.split()).config
+    steps = [_schedule(40, cfg, rl_settings(cfg, SimpleNamespace(pad_token_id=0)), players) for players in (1, 2)]
+    assert [schedule.policy for schedule in steps] == [4 + 4 + 2, 8 + 8 + 4]
