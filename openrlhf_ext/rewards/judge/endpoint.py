@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import threading
 from collections.abc import Coroutine, Sequence
@@ -66,8 +67,11 @@ class Endpoint:
 
     def __init__(self, settings: EndpointSettings) -> None:
         """Raises ConfigError for a URL that is none."""
-        parts = urlsplit(settings.url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
+        parts, good = urlsplit(settings.url), False
+        with contextlib.suppress(httpx.InvalidURL, ValueError):  # a strange host or port
+            _ = httpx.URL(settings.url), parts.port
+            good = parts.scheme in ("http", "https") and bool(parts.hostname)
+        if not good:
             raise ConfigError(f"the judge's URL {settings.url!r} names no host: give http://HOST:PORT/v1.")
         self._settings = settings
         self._url = settings.url.rstrip("/")
@@ -167,8 +171,8 @@ class Endpoint:
         try:
             response = await self._client.post(
                 f"{self._url}/chat/completions",
-                json=request_body(self._settings.model, question, self._limit_name),
-                headers=self._headers,
+                content=json.dumps(request_body(self._settings.model, question, self._limit_name)),
+                headers={"Content-Type": "application/json", **self._headers},
             )
         except httpx.HTTPError as error:
             detail = without_secret(f"{type(error).__name__}: {error}", self._key)

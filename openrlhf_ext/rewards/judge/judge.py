@@ -115,7 +115,7 @@ class Judge:
                 schema,
                 self.settings.max_new_tokens if max_new_tokens is None else max_new_tokens,
                 self.settings.temperature if temperature is None else temperature,
-                derive_seed(self.settings.seed, 0),
+                derive_seed(self.settings.seed, "ask", json.dumps(messages)),
             )
             for messages in conversations
         ]
@@ -140,7 +140,7 @@ class Judge:
         questions = [
             Question(
                 [{"role": "user", "content": prompt.text}], schema, settings.max_new_tokens, settings.temperature,
-                derive_seed(settings.seed, sample),
+                derive_seed(settings.seed, sample, prompt.text),
             )
             for prompt in prompts
             for sample in range(settings.samples)

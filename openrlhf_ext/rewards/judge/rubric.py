@@ -83,7 +83,7 @@ class Reasoning:
     """A short text of the judge's before the criteria, at most `max_chars` characters on one line."""
 
     description: str = "a short explanation"
-    max_chars: int = 300
+    max_chars: int = 200
 
     def schema(self) -> dict[str, Any]:
         # Decoders write a pattern raw into the string, so it leaves out what JSON would escape. One repetition

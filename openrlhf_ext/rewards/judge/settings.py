@@ -13,7 +13,8 @@ class JudgeSettings:
     """`samples` verdicts are asked for each question and voted on; more than one needs a temperature.
 
     Pairwise, at most `max_pairs` pairs of a group are compared (None: all; at least as many as put each response
-    in one), each in both orders. `seed` makes the draws of a judge with a temperature others.
+    in one), each in both orders. `seed` makes the draws of a judge with a temperature others;
+    a question's own seed depends on it and on the question alone.
     """
 
     mode: Mode = "pointwise"

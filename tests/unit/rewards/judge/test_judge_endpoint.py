@@ -258,7 +258,7 @@ def test_the_check(server, connect):
         connect().check()
 
 
-@pytest.mark.parametrize("url", ["localhost:8000/v1", "ftp://host/v1", "http://", ""])
+@pytest.mark.parametrize("url", ["localhost:8000/v1", "ftp://host/v1", "http://", "", "http://host:99999/v1"])
 def test_a_url_that_is_none(url):
     with pytest.raises(ConfigError, match="names no host"):
         Endpoint(EndpointSettings(url, "m"))
@@ -283,10 +283,11 @@ def test_texts_and_json_for_plugins(server, connect):
     assert [json.loads(text) for text in judge.ask(["a", [{"role": "user", "content": "b"}]])] == [
         {"said": "a"}, {"said": "b"}
     ]  # fmt: skip
+    assert judge.ask(["lone \ud83d surrogate"]) == ['{"said": "lone \\ud83d surrogate"}'], "as JSON escapes it"
     schema = {"type": "object", "properties": {"said": {"type": "string", "enum": ["a", "c"]}}, "required": ["said"]}
     assert judge.ask(["a", "b", "c"], schema) == [{"said": "a"}, None, {"said": "c"}]
     counts = {name: metric.value for name, metric in judge.take_report().items()}
-    assert counts["judge/parse_failures"] == 2 and counts["judge/no_verdict"] == 1 and counts["judge/asked"] == 6
+    assert counts["judge/parse_failures"] == 2 and counts["judge/no_verdict"] == 1 and counts["judge/asked"] == 7
     with pytest.raises(ValueError, match="item 1 is neither a text nor a list"):
         judge.ask(["a", 3])
     with pytest.raises(ValueError, match="not a JSON schema"):

@@ -103,28 +103,28 @@ def test_votes_on_pairs():
 
 def test_samples_have_their_own_seeds_and_more_than_half_make_a_verdict():
     good = {"correct": True, "grade": 10}
-    bad_seeds = set()
 
     def answer(question):
-        return {"correct": 1} if question.seed in bad_seeds or question.temperature == 0.71 else good
+        return good
 
     model = Answering(answer)
     judge = connected(RUBRIC, model, samples=5, temperature=0.5)
     [verdict] = judge.judge([case(1)])
     seeds = [question.seed for question in model.asked]
     assert len(set(seeds)) == 5 and verdict.reward == 1.0 and len(verdict.samples) == 5
-    again = Answering(answer)
-    other = connected(RUBRIC, again, samples=5, temperature=0.5)
-    other.judge([case(2)])
-    assert [question.seed for question in again.asked] == seeds, "seeds depend on no other case"
+    among = Answering(answer)
+    connected(RUBRIC, among, samples=5, temperature=0.5).judge([case(2), case(1)])
+    assert [question.seed for question in among.asked][5:] == seeds, "they depend on the case alone"
+    assert not set(seeds) & {question.seed for question in among.asked[:5]}
+    other = Answering(answer)
+    connected(RUBRIC, other, samples=5, temperature=0.5, seed=1).judge([case(1)])
+    assert not set(seeds) & {question.seed for question in other.asked}
     # A sample fails for good if its second try fails as well.
-    bad_seeds.update(seeds[:2])
-    model.answer = lambda question: good if question.seed in set(seeds) - bad_seeds else {"correct": 1}
-    [verdict] = judge.judge([case(3)])
-    assert isinstance(verdict, Verdict) and len(verdict.samples) == 3
-    bad_seeds.add(seeds[2])
-    [verdict] = judge.judge([case(4)])
-    assert isinstance(verdict, NoVerdict) and verdict.reason == "parse"
+    for failing, made in ((2, True), (3, False)):
+        model.answer = lambda question, read=seeds[failing:]: good if question.seed in read else {"correct": 1}
+        [verdict] = judge.judge([case(1)])
+        assert isinstance(verdict, Verdict if made else NoVerdict)
+        assert len(verdict.samples) == 3 if made else verdict.reason == "parse"
     assert counts(judge)["no_verdict"] == 1
 
 
