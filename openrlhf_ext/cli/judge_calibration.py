@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf_ext.cli.rl_judge import name_of_weights
+from openrlhf_ext.config.judge import JudgeSection
 from openrlhf_ext.rewards.judge.rubric import Rubric
+from openrlhf_ext.track.progress import console
 
 FILE = "calibration.json"
 
@@ -24,6 +26,15 @@ def fingerprint(model: str, rubric: Rubric) -> dict[str, str]:
     """Of the weights, or the endpoint, and of what the rubric says."""
     content = hashlib.blake2b(repr(replace(rubric, origin="")).encode(), digest_size=8).hexdigest()
     return {"model": name_of_weights(model, "auto"), "rubric": content}
+
+
+def say_if_no_better_than_chance(flags: JudgeSection, rubric: Rubric | None) -> None:
+    """Before a training by this judge, where it was calibrated by the same rubric file."""
+    if rubric is None or flags.prompt is None:
+        return
+    warning = warning_of(flags.model_name_or_path or flags.url or "", rubric, flags.prompt)
+    if warning:
+        console.print(f"WARNING: {warning}", markup=False, soft_wrap=True)
 
 
 def warning_of(model: str, rubric: Rubric, rubric_file: str) -> str | None:

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openrlhf_ext.cli.judge_calibration import say_if_no_better_than_chance
 from openrlhf_ext.cli.memory_report import as_result, gauges_of_driver, memory_log, say_peaks, shortage_explained
 from openrlhf_ext.cli.plan_data import longest_answer
 from openrlhf_ext.cli.preflight import preflight
 from openrlhf_ext.cli.rl_agent import agent_profile
 from openrlhf_ext.cli.rl_judge import RunJudge, checked_judge, run_judge
-from openrlhf_ext.cli.rl_rewards import reward_settings, reward_sources
+from openrlhf_ext.cli.rl_rewards import evaluation_reward, reward_settings, reward_sources
 from openrlhf_ext.cli.rl_roles import Schedule, model_specs, ray_settings, roles_spec
 from openrlhf_ext.cli.rl_setup import eval_sampling, prompt_settings, rl_settings, role_sources
 from openrlhf_ext.cli.rl_student import check_rows
@@ -71,12 +72,14 @@ def run(parsed: Parsed) -> int:
     write_config(cfg, cfg.ckpt)
     rollouts = Path(cfg.logger.rollout_dir) if cfg.logger.rollout_dir else output / "rollouts"
     judge = run_judge(cfg)
+    say_if_no_better_than_chance(cfg.judge, judge.judge.rubric if judge else None)
     scorers = role_sources(cfg, tokenizer, judge)
     check_rows(scorers, [*data.prompts, *data.held_out])
     with (
         shortage_explained(planned, memory, store),
         checked_judge(judge, [*data.prompts, *data.held_out]) as asked_by_files,
         load_reward(reward_sources(cfg), reward_settings(cfg), tokenizer, scorers, asked_by_files) as reward,
+        evaluation_reward(cfg, reward, tokenizer, data.held_out) as held_out_reward,
     ):
         reward.probe(data.prompts)
         with ray_session(ray_settings(cfg, spec)) as logs, stop_on_signal() as asked:
@@ -90,13 +93,11 @@ def run(parsed: Parsed) -> int:
                 tracker=tracker,
                 line=line,
                 store=store,
-                evaluate=_evaluation(cfg, data.held_out, remote.generator, reward.plain),
+                evaluate=_evaluation(cfg, data.held_out, remote.generator, held_out_reward),
                 gauges=gauges_of_driver(memory, device),
                 stop=asked,
             )
-            roles = RLRoles(
-                remote.generator, reward, remote.policy, remote.reference, remote.critic, _mixed(cfg, remote)
-            )
+            roles = _roles(cfg, remote, reward)
             try:
                 steps = train_rl(settings, data.source, roles, journal, rollout_folder=rollouts, resume=latest)
             finally:
@@ -124,12 +125,12 @@ def _conclude(cfg: RLConfig, result: Mapping[str, Any], memory: MemoryLog) -> No
     _say_result(result, cfg)
 
 
-def _mixed(cfg: RLConfig, remote: RemoteRoles) -> RemoteMixed | None:
-    """The reference again, where it follows the policy."""
-    if not cfg.ref.sync_steps:
-        return None
-    assert remote.reference is not None, "the rules ask for a KL"
-    return RemoteMixed(remote.reference, remote.policy, saves=not cfg.ckpt.disable_ds)
+def _roles(cfg: RLConfig, remote: RemoteRoles, reward: RewardFn) -> RLRoles:
+    mixed = None
+    if cfg.ref.sync_steps:
+        assert remote.reference is not None, "the rules ask for a KL"
+        mixed = RemoteMixed(remote.reference, remote.policy, saves=not cfg.ckpt.disable_ds)
+    return RLRoles(remote.generator, reward, remote.policy, remote.reference, remote.critic, mixed)
 
 
 def _export(cfg: RLConfig, remote: RemoteRoles, output: Path) -> None:

@@ -30,6 +30,8 @@ class TinyModelArguments:
     """Width of the MLP."""
     vocab: int = 320
     """At most so many tokens: 256 bytes, 3 special tokens, and merges (at least 259)."""
+    phrases: bool = False
+    """Tokens may join words: a sentence that the corpus repeats is one token."""
     seed: int = 0
     """Of the random weights."""
 
@@ -58,7 +60,7 @@ def build(arguments: TinyModelArguments) -> Path:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports DeepSpeed, which else looks for a GPU
     from openrlhf_ext.models.tiny import TinyShape, build_tiny_model
 
-    shape = TinyShape(a.hidden, a.layers, a.heads, a.kv_heads, a.intermediate, a.vocab)
+    shape = TinyShape(a.hidden, a.layers, a.heads, a.kv_heads, a.intermediate, a.vocab, a.phrases)
     corpus = a.corpus.read_text(encoding="utf-8").splitlines() if a.corpus else ()
     return build_tiny_model(a.output, shape, corpus=corpus, seed=a.seed)
 

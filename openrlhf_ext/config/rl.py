@@ -243,6 +243,9 @@ class VllmSection:
 class RLEvalSection(EvalSection):
     temperature: float = flag(0.6, "sampling temperature of evaluation")
     n_samples_per_prompt: int = flag(4, "answers for each prompt, the k of pass@k")
+    remote_url: str | None = flag(
+        None, "rewards of evaluation, as reward.remote_url, such as a rule beside a judge (not set: those of training)"
+    )
 
 
 @dataclass(frozen=True, slots=True)

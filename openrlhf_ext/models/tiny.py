@@ -19,6 +19,9 @@ PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
 # Words with their leading space, single digits (arithmetic stays learnable), runs of anything else.
 _PIECES = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s"
+# Digits two by two with their leading space, and whatever stands between them on a line: merges join words (SuperBPE,
+# Liu et al. 2025), so that a sentence which the corpus repeats is one token, and long instructions cost little.
+_PHRASES = r" ?\p{N}{1,2}|\n|(?: (?!\p{N})|[^\p{N}\n ])+"
 
 CHAT_TEMPLATE = """\
 {%- for message in messages %}
@@ -46,6 +49,8 @@ class TinyShape:
     intermediate: int = 384
     vocab: int = 320
     """At most so many tokens: 256 bytes, 3 special tokens, the rest merges learned from the corpus."""
+    phrases: bool = False
+    """Tokens may join words: a sentence that the corpus repeats is one token."""
     max_positions: int = 4096
     tie_embeddings: bool = True
     head_dim: int = 32
@@ -56,7 +61,9 @@ class TinyShape:
         assert self.vocab >= 259, "256 bytes and 3 special tokens"
 
 
-def build_tokenizer(corpus: Iterable[str] = (), vocab: int = 320, max_positions: int = 4096) -> PreTrainedTokenizerFast:
+def build_tokenizer(
+    corpus: Iterable[str] = (), vocab: int = 320, max_positions: int = 4096, *, phrases: bool = False
+) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer (any text can be encoded) with a ChatML template.
 
     `<|im_end|>` ends a turn and is EOS, `<|endoftext|>` pads. Without a corpus there are no merges.
@@ -64,7 +71,7 @@ def build_tokenizer(corpus: Iterable[str] = (), vocab: int = 320, max_positions:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
+            pre_tokenizers.Split(Regex(_PHRASES if phrases else _PIECES), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -98,7 +105,7 @@ def build_tiny_model(
     shape = shape or TinyShape()
     folder = Path(folder)
     disable_progress_bar()  # of saving: there is one file
-    tokenizer = build_tokenizer(corpus, shape.vocab, shape.max_positions)
+    tokenizer = build_tokenizer(corpus, shape.vocab, shape.max_positions, phrases=shape.phrases)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=shape.hidden,

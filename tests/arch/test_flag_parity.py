@@ -108,9 +108,9 @@ SUPERVISED = {
 }
 
 
-def whole(section: str, reason: str) -> dict[str, str]:
-    """A section of rl that is ours altogether."""
-    return {path: reason for path in flags_of(TREES["rl"]) if path.startswith(f"{section}.")}
+def whole(section: str, reason: str, command: str = "rl") -> dict[str, str]:
+    """A section that is ours altogether."""
+    return {path: reason for path in flags_of(TREES[command]) if path.startswith(f"{section}.")}
 
 
 OURS = {
@@ -119,6 +119,7 @@ OURS = {
         "plan.force": PLANNED,
         "memory.auto": PLANNED,
         **whole("judge", "a language model that scores, as a role of its own"),
+        "eval.remote_url": "a judge that is trained by does not say itself whether it was right",
         **whole("student", "RLT: a student's log-probs are the reward"),
         "ref.sync_steps": "RLT, TR-DPO: the reference follows the policy",
         "ref.sync_mixup": "the same",
@@ -175,6 +176,7 @@ OURS = {
     },
     "serve-rm": {
         "device.type": EVERY,
+        **whole("student", "RLT's reward behind HTTP", "serve-rm"),
         "limits.request_mb": "memory is not the clients' to fill",
         "limits.waiting_mb": "memory is not the clients' to fill",
     },

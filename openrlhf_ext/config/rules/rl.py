@@ -129,7 +129,13 @@ def best_metric_is_measured(config: RLConfig, explicit: Explicit) -> Iterator[Vi
         yield Violation("--ckpt.best_metric_key", key, "nothing is evaluated; set --eval.dataset")
 
 
+def a_reward_of_evaluation_is_asked(config: RLConfig, explicit: Explicit) -> Iterator[Violation]:
+    if config.eval.remote_url is not None and config.eval.dataset is None:
+        yield Violation("--eval.remote_url", config.eval.remote_url, "nothing is evaluated; set --eval.dataset")
+
+
 RL_RULES: tuple[Rule, ...] = (
+    a_reward_of_evaluation_is_asked,
     rl_needs,
     rollouts_divide_into_steps,
     rl_accumulation,
