@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from openrlhf_ext.config import RLConfig
+from openrlhf_ext.config.student import StudentFields
 from openrlhf_ext.data.tokenizer import load_tokenizer
 from openrlhf_ext.models.load import load_config
 from openrlhf_ext.ops.student_reward import RewardTerms
@@ -32,26 +33,33 @@ def student_source(cfg: RLConfig, tokenizer: PreTrainedTokenizerBase) -> Student
 def student_settings(cfg: RLConfig) -> StudentSettings:
     student = cfg.student
     return StudentSettings(
-        question_key=student.question_key,
-        solution_key=student.solution_key,
+        **reading_of(student),
         label_key=cfg.data.label_key,
-        prompt=student.prompt,
         templated=cfg.data.apply_chat_template,
-        tags=student.tags,
-        think_tags=student.think_tags,
-        solution_prefix=student.solution_prefix,
-        temperature=student.temperature,
-        terms=RewardTerms(
-            solution=tuple(zip(student.solution_terms, student.solution_coefs, strict=True)),
-            divergence=tuple(zip(student.divergence_terms, student.divergence_coefs, strict=True)),
-            missing=student.missing_tags,
-        ),
         teacher=student.teacher_logprobs,
         from_reference=student.from_reference,
         max_answer_tokens=cfg.rollout.max_new_tokens or cfg.data.max_len,
         max_total_tokens=cfg.data.max_len,
         debug_dir=Path(student.debug_dir) if student.debug_dir else None,
     )
+
+
+def reading_of(student: StudentFields) -> dict[str, Any]:
+    """What a student reads and what that is worth, wherever it runs."""
+    return {
+        "question_key": student.question_key,
+        "solution_key": student.solution_key,
+        "prompt": student.prompt,
+        "tags": student.tags,
+        "think_tags": student.think_tags,
+        "solution_prefix": student.solution_prefix,
+        "temperature": student.temperature,
+        "terms": RewardTerms(
+            solution=tuple(zip(student.solution_terms, student.solution_coefs, strict=True)),
+            divergence=tuple(zip(student.divergence_terms, student.divergence_coefs, strict=True)),
+            missing=student.missing_tags,
+        ),
+    }
 
 
 def check_rows(scorers: Sequence[RoleSource], prompts: Sequence[Prompt]) -> None:

@@ -8,6 +8,7 @@ import socket
 import sys
 
 from openrlhf_ext.batch.partition import SplitSettings
+from openrlhf_ext.cli.serve_student import student_line
 from openrlhf_ext.cli.specs import model_path, split_settings
 from openrlhf_ext.config import Parsed, ServeRMConfig
 from openrlhf_ext.data.tokenizer import load_tokenizer
@@ -31,17 +32,17 @@ def run(parsed: Parsed, listener: socket.socket) -> int:
     device = choose_device(cfg.device.type)
     spec = _model_spec(parsed, device)
     check_spec(spec)
-    tokenizer = load_tokenizer(spec.path, fast=not cfg.data.disable_fast_tokenizer)
     max_tokens = _longest(parsed, spec)
-    with waiting("the model to load"):
-        scorer = LocalScorer(spec, device, _split(cfg))
+    if cfg.student.model_name_or_path is not None:
+        line, form = student_line(cfg, spec, device, _split(cfg), max_tokens, _say)
+    else:
+        line, form = _scorer_line(cfg, spec, device, max_tokens), None
     _say(f"serving {spec.path} ({spec.dtype} on this {device.kind}) at {url_of(listener)}; Ctrl-C stops it.")
     if reached_from_elsewhere(listener):
         _say(f"--host {cfg.host}: whoever can reach this address can use the server, which asks for no password.")
-    line = Line(TextScorer(scorer, tokenizer, max_tokens), _say)
     limits = Limits(request=cfg.limits.request_mb * 1_000_000, waiting=cfg.limits.waiting_mb * 1_000_000)
     about = {"model": spec.path, "dtype": spec.dtype, "device": device.kind, "max_len": max_tokens}
-    asyncio.run(serve(listener, line, limits, about, _say))
+    asyncio.run(serve(listener, line, limits, about, _say, form))
     _say(f"stopped after {line.texts} texts of {line.requests} requests.")
     if line.busy:
         # A forward pass cannot be interrupted, and the interpreter would wait for it.
@@ -51,19 +52,27 @@ def run(parsed: Parsed, listener: socket.socket) -> int:
     return 0
 
 
+def _scorer_line(cfg: ServeRMConfig, spec: ModelSpec, device: Device, max_tokens: int) -> Line:
+    tokenizer = load_tokenizer(spec.path, fast=not cfg.data.disable_fast_tokenizer)
+    with waiting("the model to load"):
+        scorer = LocalScorer(spec, device, _split(cfg))
+    return Line(TextScorer(scorer, tokenizer, max_tokens), _say)
+
+
 def _say(text: str) -> None:
     console.print(text, markup=False, soft_wrap=True)
 
 
 def _model_spec(parsed: Parsed, device: Device) -> ModelSpec:
     cfg: ServeRMConfig = parsed.config
-    assert cfg.reward.model_name_or_path is not None
+    path = cfg.student.model_name_or_path or cfg.reward.model_name_or_path
+    assert path is not None
     if cfg.ds.load_in_4bit and not device.can("4bit"):
         raise ConfigError("--ds.load_in_4bit needs bitsandbytes, which is not installed: install it, or leave it out.")
     explicit = "ds.attn_implementation" in parsed.explicit
     return ModelSpec(
-        path=model_path(cfg.reward.model_name_or_path),
-        kind="reward",
+        path=model_path(path),
+        kind="causal_lm" if cfg.student.model_name_or_path else "reward",
         dtype=cfg.ds.param_dtype,
         attn_implementation=attention(device, cfg.ds.attn_implementation, explicit=explicit),
         packing=cfg.ds.packing_samples,

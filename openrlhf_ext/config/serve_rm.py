@@ -9,6 +9,7 @@ from typing import Literal
 
 from openrlhf_ext.config.fields import declined, flag, section
 from openrlhf_ext.config.sections import MOE, DeviceSection, ParamDtype
+from openrlhf_ext.config.student import ServedStudentSection
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +50,10 @@ class LimitsSection:
 
 @dataclass(frozen=True, slots=True)
 class ServeRMConfig:
-    """`openrlhf-ext serve-rm`: a reward model behind HTTP."""
+    """`openrlhf-ext serve-rm`: a reward model, or a student, behind HTTP."""
 
     reward: ServedModelSection = section(ServedModelSection, "the model")
+    student: ServedStudentSection = section(ServedStudentSection, "RLT's reward instead: a student")
     data: QueryDataSection = section(QueryDataSection, "what it reads")
     ds: ServedDsSection = section(ServedDsSection, "number formats, kernels")
     device: DeviceSection = section(DeviceSection, "CPU or GPU")

@@ -9,12 +9,9 @@ from openrlhf_ext.config.fields import flag
 
 
 @dataclass(frozen=True, slots=True)
-class StudentSection:
-    model_name_or_path: str | None = flag(None, "the student: a Hugging Face folder or hub name", common=True)
-    from_reference: bool = flag(False, "the reference is the student too, instead of a model of its own")
-    num_nodes: int = flag(1, "machines of the student")
-    num_gpus_per_node: int = flag(1, "its ranks on each machine (on a CPU: processes)")
-    offload: bool = flag(False, "keep the student's parameters in host memory")
+class StudentFields:
+    """What a student reads, and what its log-probs are worth."""
+
     question_key: str = flag("question", "column of the question, which is all the student is told")
     solution_key: str = flag("solution", "column of the solution, whose log-probs reward")
     prompt: str | None = flag(
@@ -29,9 +26,6 @@ class StudentSection:
     )
     solution_prefix: str = flag("", "what stands before the solution there")
     temperature: float = flag(0.7, "of the log-probs, the policy's and the student's")
-    teacher_logprobs: Literal["sampler", "policy"] = flag(
-        "sampler", "the policy's log-probs of its explanation: as it was sampled, or of a forward pass of its own"
-    )
     solution_terms: tuple[str, ...] = flag(
         ("mean", "min"), "reductions of the solution's log-probs: mean, min, max, median, quartile1, quartile3"
     )
@@ -41,4 +35,27 @@ class StudentSection:
     )
     divergence_coefs: tuple[float, ...] = flag((3.0, 0.03), "their weights, which are subtracted")
     missing_tags: float = flag(-1.0, "added to the reward of an answer without its tags")
+
+
+@dataclass(frozen=True, slots=True)
+class StudentSection(StudentFields):
+    model_name_or_path: str | None = flag(None, "the student: a Hugging Face folder or hub name", common=True)
+    from_reference: bool = flag(False, "the reference is the student too, instead of a model of its own")
+    num_nodes: int = flag(1, "machines of the student")
+    num_gpus_per_node: int = flag(1, "its ranks on each machine (on a CPU: processes)")
+    offload: bool = flag(False, "keep the student's parameters in host memory")
+    teacher_logprobs: Literal["sampler", "policy"] = flag(
+        "sampler", "the policy's log-probs of its explanation: as it was sampled, or of a forward pass of its own"
+    )
     debug_dir: str | None = flag(None, "folder for every sample's explanation, terms and log-probs (parquet)")
+
+
+@dataclass(frozen=True, slots=True)
+class ServedStudentSection(StudentFields):
+    model_name_or_path: str | None = flag(
+        None, "serve RLT's reward by this student, instead of a reward model: a folder or hub name", common=True
+    )
+    teacher_name_or_path: str | None = flag(
+        None, "whose log-probs an explanation's are, given question and solution (not set: the student's own)"
+    )
+    apply_chat_template: bool = flag(False, "tell the student the question by the chat template")

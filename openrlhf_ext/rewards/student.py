@@ -119,17 +119,21 @@ class StudentSource:
         self._policy = roles.policy if self._settings.teacher == "policy" else None
         assert self._student is not None, "a student is among the roles"
 
-    def check(self, prompts: Sequence[Prompt]) -> None:
-        """Raise DataError for a prompt without question or solution, or one whose longest reading does not fit."""
+    def check(self, prompts: Sequence[Prompt], answers: Sequence[int] = ()) -> None:
+        """Raise DataError for a prompt without question or solution, or one whose longest reading does not fit.
+
+        `answers` are the tokens of each one's answer, where they are known already.
+        """
         settings = self._settings
-        for prompt in prompts:
+        for place, prompt in enumerate(prompts):
             context, between, solution = map(self._ids, self._texts(prompt))
             if not context or not solution:
                 empty = "context before the explanation" if solution else "solution"
                 raise DataError(
                     f"prompt {prompt.id}: the student's {empty} has no token: mend the row or the template."
                 )
-            explanation = min(settings.max_answer_tokens, settings.max_total_tokens - len(prompt.token_ids))
+            most = min(settings.max_answer_tokens, settings.max_total_tokens - len(prompt.token_ids))
+            explanation = answers[place] if answers else most
             longest = len(context) + len(between) + len(solution) + explanation
             if longest > self._max_tokens:
                 raise DataError(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from openrlhf_ext.config.rl import RLConfig
 from openrlhf_ext.config.rules.violation import Explicit, Rule, Violation
+from openrlhf_ext.config.serve_rm import ServeRMConfig
 
 REDUCTIONS = ("mean", "min", "max", "median", "quartile1", "quartile3")
 
@@ -30,7 +31,7 @@ def the_reference_can_be_the_student(config: RLConfig, explicit: Explicit) -> It
             yield Violation(f"--student.{name}", None, f"it is the reference's own; set --ref.{name}")
 
 
-def terms_have_weights(config: RLConfig, explicit: Explicit) -> Iterator[Violation]:
+def terms_have_weights(config: RLConfig | ServeRMConfig, explicit: Explicit) -> Iterator[Violation]:
     student = config.student
     for kind in ("solution", "divergence"):
         terms, coefs = getattr(student, f"{kind}_terms"), getattr(student, f"{kind}_coefs")
@@ -41,7 +42,7 @@ def terms_have_weights(config: RLConfig, explicit: Explicit) -> Iterator[Violati
             yield Violation(f"--student.{kind}_coefs", coefs, f"give one for each of the {len(terms)} {kind}_terms")
 
 
-def tags_can_be_found(config: RLConfig, explicit: Explicit) -> Iterator[Violation]:
+def tags_can_be_found(config: RLConfig | ServeRMConfig, explicit: Explicit) -> Iterator[Violation]:
     opening, closing = config.student.tags
     if not opening.strip() or not closing.strip() or opening == closing:
         yield Violation("--student.tags", config.student.tags, "give two texts that differ, an opening and a closing")

@@ -24,6 +24,16 @@ def test_a_command_line_of_openrlhf():
     ("flags", "sentence"),
     [
         ("", "--reward.model_name_or_path: it is required: the reward model"),
+        (
+            "--reward.model_name_or_path m --student.tags a b",
+            "--student.tags: it has no effect without --student.model",
+        ),
+        (
+            "--student.model_name_or_path s --reward.model_name_or_path m",
+            "--reward.model_name_or_path: it is of a reward",
+        ),
+        ("--student.model_name_or_path s --student.tags a a", "two texts that differ"),
+        ("--student.model_name_or_path s --student.solution_terms mean", "one for each of the 1 solution_terms"),
         ("--port 65536", "--port 65536: it must be a port, 1 to 65535, or 0"),
         ("--port x", "--port x: it takes int"),
         ("--batch_size 0", "--batch_size 0: it must be 1 or more"),

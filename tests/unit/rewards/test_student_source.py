@@ -15,15 +15,16 @@ from slow_student import slow_reward, token_logprobs
 from transformers import AutoModelForCausalLM
 
 from openrlhf_ext.batch.partition import SplitSettings
-from openrlhf_ext.batch.split import inference_split, scatter_rows
-from openrlhf_ext.batch.types import TokenBatch
 from openrlhf_ext.data.tokenizer import load_tokenizer
+from openrlhf_ext.device import choose_device
 from openrlhf_ext.errors import ConfigError, DataError
-from openrlhf_ext.models.causal_lm import PolicyModel
+from openrlhf_ext.models.frozen import LocalLogprobs
 from openrlhf_ext.models.spec import ModelSpec
 from openrlhf_ext.models.tiny import TinyShape, build_tiny_model
 from openrlhf_ext.rewards.load import RewardSettings, load_reward
+from openrlhf_ext.rewards.server import Refused
 from openrlhf_ext.rewards.student import StudentSettings, StudentSource
+from openrlhf_ext.rewards.student_server import student_cases, student_form
 from openrlhf_ext.types import FinishReason, Prompt, Rollout
 
 SHAPE = TinyShape(hidden=64, layers=2, heads=2, kv_heads=1, intermediate=96, vocab=330, max_positions=2048)
@@ -44,19 +45,11 @@ ANSWERS: list[tuple[str, FinishReason]] = [
 ]
 
 
-class LocalLogprobs:
-    """A `LogprobRole`: the real model in this process, in micro-batches of two rows and chunks of seven positions."""
-
-    def __init__(self, folder: Path) -> None:
-        self.model = PolicyModel.load(ModelSpec(str(folder), dtype="fp32", logprob_chunk=7))
-        self.asked = 0
-
-    def logprobs(self, batch: TokenBatch, temperature: float = 1.0) -> torch.Tensor:
-        self.asked += 1
-        (micros,) = inference_split(batch, SplitSettings(rows=2))
-        with torch.no_grad():
-            outputs = [self.model(m.tokens_BT, m.lengths_B, m.action_BA, temperature).logp_BA for m in micros]
-        return scatter_rows(micros, outputs, *batch.action_BA.shape)
+def local(folder: Path) -> LocalLogprobs:
+    """In micro-batches of two rows and chunks of seven positions."""
+    return LocalLogprobs(
+        ModelSpec(str(folder), dtype="fp32", logprob_chunk=7), choose_device("cpu"), SplitSettings(rows=2)
+    )
 
 
 class World:
@@ -72,8 +65,8 @@ class World:
             name: AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32).eval()
             for name in ("teacher", "student")
         }
-        student = LocalLogprobs(folder / "student")
-        self.roles = SimpleNamespace(policy=LocalLogprobs(folder / "teacher"), student=student, reference=student)
+        student = local(folder / "student")
+        self.roles = SimpleNamespace(policy=local(folder / "teacher"), student=student, reference=student)
 
     def ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -260,3 +253,40 @@ def test_its_costs_are_told_once(world: World):
     assert report["reward/student/tokens"].value > 100
     assert report["reward/student/seconds"].value > 0
     assert source.take_report()["reward/student/tokens"].value == 0
+
+
+def test_behind_http_the_rewards_are_those_of_a_forward_of_the_teacher(world: World):
+    source = world.source(teacher="policy")
+    batch = groups(world, ROWS)
+    expected = [score.value for of_prompt in scored(source, batch) for score in of_prompt]
+    samples = [(prompt, rollout) for prompt, rollouts in batch for rollout in rollouts]
+    end = {"stop": world.tokenizer.eos_token, "length": ""}
+    body = {
+        "query": [prompt.text + rollout.text + end[rollout.finish_reason] for prompt, rollout in samples],
+        "prompts": [prompt.text for prompt, _ in samples],
+        "labels": [json.dumps(prompt.meta) if at % 2 else prompt.meta for at, (prompt, _) in enumerate(samples)],
+    }
+    form = student_form(source, world.tokenizer)
+    answered = form.write(student_cases(source)(form.read(json.dumps(body).encode())))
+    assert answered["rewards"] == answered["scores"] == pytest.approx(expected, abs=1e-5)
+    assert answered["extra_logs"]["match"] == [0, 0, 0, -1, -1] * len(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"query": ["ab"], "prompts": ["a"], "labels": []}, "not one prompt and one label for each query"),
+        ({"query": ["ab"], "prompts": ["a"]}, "not one prompt and one label for each query"),
+        ({"query": ["ab"], "prompts": ["b"], "labels": [{}]}, "does not begin with"),
+        ({"query": ["ab"], "prompts": ["a"], "labels": ["four"]}, r"labels\[0\] is no object"),
+        ({"query": ["ab"], "prompts": ["a"], "labels": [{"question": "?"}]}, "no text in its column 'solution'"),
+        (
+            {"query": ["a" * 3000], "prompts": ["a"], "labels": [{"question": "?", "solution": "!"}]},
+            "the student .* reads",
+        ),
+    ],
+)
+def test_requests_that_it_cannot_read(world: World, body: dict[str, Any], said: str):
+    with pytest.raises(Refused, match=said) as raised:
+        student_form(world.source(teacher="policy"), world.tokenizer).read(json.dumps(body).encode())
+    assert raised.value.status == 400
