@@ -122,7 +122,9 @@ def lanes_of(command: str) -> list[Lane]:
     light = [Check(packages.AREA, packages.find_packages, 0.5), Check(machine.AREA, machine.find_limits, 0.1)]
     if command != "rl":
         return [light, heavy]
-    return [light, [*heavy, Check(judge.AREA, judge.find_judge, 0.8)], [Check(rewards.AREA, rewards.find_rewards, 1.0)]]
+    heavy[5:5] = [Check(judge.AREA, judge.find_model, 0.4)]
+    heavy.append(Check(judge.AREA, judge.find_judge, 0.8))
+    return [light, heavy, [Check(rewards.AREA, rewards.find_rewards, 1.0)]]
 
 
 def _each_said_once(findings: Sequence[Finding]) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ from openrlhf_ext.config.judge import longest_judgement
 from openrlhf_ext.config.rules import accumulation
 from openrlhf_ext.device import Device
 from openrlhf_ext.errors import ConfigError
+from openrlhf_ext.models.load import load_config
 from openrlhf_ext.models.spec import ModelSpec
 from openrlhf_ext.plan.shapes import find_shape
 from openrlhf_ext.rollout.transfer import choose_transport
@@ -228,6 +229,15 @@ def _engines(parsed: Parsed, device: Device, share: bool, actor_ranks: int) -> E
     return EngineRole(vllm.num_engines, settings, threads, vllm.sync_bucket_mb * 1_000_000)
 
 
+def _positions(path: str) -> int | None:
+    """Tokens that a model can read, where its config says."""
+    try:
+        return find_shape(path).positions
+    except ConfigError:  # a hub name that is not here yet: its config is fetched
+        positions: int | None = getattr(load_config(path).get_text_config(), "max_position_embeddings", None)
+        return positions
+
+
 def _judge(cfg: RLConfig, device: Device) -> JudgeRole:
     judge = cfg.judge
     assert judge.model_name_or_path is not None
@@ -236,7 +246,7 @@ def _judge(cfg: RLConfig, device: Device) -> JudgeRole:
         model=path,
         transport=None,
         role="judge",
-        max_model_len=longest_judgement(cfg, find_shape(path).positions),
+        max_model_len=longest_judgement(cfg, _positions(path)),
         dtype=dtype,  # type: ignore[arg-type]
         seed=cfg.train.seed,
         tensor_parallel_size=judge.tensor_parallel_size,

@@ -70,6 +70,12 @@ def _data(folder: Path) -> None:
     write_jsonl(folder / "no_message.jsonl", [{"input": 7, "answer": "1"}])
     pq.write_table(pa.Table.from_pylist(rows), folder / "whole.parquet")
     (folder / "truncated.parquet").write_bytes((folder / "whole.parquet").read_bytes()[:-40])
+    rubric = (
+        "instructions: '{{ prompt }} {{ response }}'\ncriteria: [{name: correct, description: x, scale: boolean}]\n"
+    )
+    (folder / "rubric.yaml").write_text(rubric)
+    (folder / "no_note.yaml").write_text(rubric.replace("{{ prompt }}", "{{ columns.note }}"))
+    (folder / "no_scale.yaml").write_text(rubric.replace(", scale: boolean", ""))
     pairs = [{"prompt": f"{i}+1=", "chosen": str(i + 1), "rejected": str(i)} for i in range(8)]
     write_jsonl(folder / "pairs.jsonl", pairs)
     write_jsonl(folder / "same_pairs.jsonl", [{**p, "rejected": p["chosen"]} if i else p for i, p in enumerate(pairs)])

@@ -312,6 +312,25 @@ ERRORS = {
         ["/absent failed its trial call", "HTTP status 404"],
         ["check the port and path"],
     ),
+    # --- judges
+    "a rubric that shows what the rows do not have": (
+        "rl --judge.model_name_or_path model --judge.prompt no_note.yaml",
+        "judge",
+        ["rubric no_note.yaml: its instructions cannot be rendered, prompt"],
+        ["the row does not have what they ask for", "note"],
+    ),
+    "a rubric without a scale": (
+        "rl --judge.model_name_or_path model --judge.prompt no_scale.yaml",
+        "judge",
+        ["no_scale.yaml", "criterion correct"],
+        ["boolean"],
+    ),
+    "a judge's endpoint that is not there": (
+        "rl --judge.url http://127.0.0.1:{closed}/v1 --judge.served_model_name m --judge.prompt rubric.yaml",
+        "judge",
+        ["http://127.0.0.1:", "/v1 cannot be reached"],
+        ["start it, or check the URL"],
+    ),
     # --- folders and disk
     "an output folder below a file": (
         "rl --ckpt.output_dir a_file/out",

@@ -22,9 +22,7 @@ def find_judge(subject: Subject) -> Iterator[Finding]:
         return
     if config.judge.prompt is not None:
         yield from _rubric(subject)
-    if config.judge.url is None:
-        yield from _model(subject)
-    else:
+    if config.judge.url is not None:
         yield _endpoint(subject)
 
 
@@ -49,7 +47,9 @@ def _rubric(subject: Subject) -> Iterator[Finding]:
         yield warning(AREA, text, "mend the data, and check again.")
 
 
-def _model(subject: Subject) -> Iterator[Finding]:
+def find_model(subject: Subject) -> Iterator[Finding]:
+    if subject.config.judge.model_name_or_path is None:
+        return
     from openrlhf_ext.cli.checks.models import weight_shapes
     from openrlhf_ext.config.judge import longest_judgement
     from openrlhf_ext.data.tokenizer import load_tokenizer
@@ -62,6 +62,7 @@ def _model(subject: Subject) -> Iterator[Finding]:
         tokenizer = load_tokenizer(path, fast=not config.data.disable_fast_tokenizer)
     except UserError as raised:
         yield of_error(AREA, raised)
+        subject.broken_models.add(path)
         return
     if is_missing(path) or not Path(path).is_dir():
         yield ok(AREA, f"{path}: the hub or its local cache has it")
