@@ -21,7 +21,7 @@ def turns(benchmark: ModuleType, *seconds: float, peak: int, others: float = 0.0
 
     memories = [SimpleNamespace(libraries=100 * MIB, peak=(peak - i) * MIB) for i in range(len(seconds))]
     kept = [Turn(value, {"train": value}, details=memory) for value, memory in zip(seconds, memories, strict=True)]
-    return benchmark.Turns(kept, [Load(others)] * len(kept))
+    return benchmark.Turns(kept, [Load(others, own=2 * value) for value in seconds])
 
 
 def test_ratios_are_of_medians_and_of_the_largest_peak(benchmark: ModuleType) -> None:
@@ -33,6 +33,7 @@ def test_ratios_are_of_medians_and_of_the_largest_peak(benchmark: ModuleType) ->
     result = benchmark.summary(sides, tokens=800)
     assert result["sides"]["ours"]["tokens_per_second"] == 400.0
     assert result["sides"]["ours"]["peak"] == 150 * MIB
+    assert result["sides"]["ours"]["core_seconds"] == 4.0
     assert result["ratios"]["trl"] == {"tokens_per_second": 2.0, "peak": 0.5, "peak_above_libraries": 0.25}
     assert result["ratios"]["trl grouped"]["tokens_per_second"] == 0.5
     lines = benchmark.remarks(result)
