@@ -19,6 +19,7 @@ from openrlhf_ext.rollout.agents.contract import Agent, Talk, Task
 ATTACKER, ASSESSOR = "attacker", "assessor"
 REWRITE = re.compile(r"\s*(?:<think>(?:(?!</?think>).)*</think>\s*)?<note>((?:(?!</?note>).)+)</note>\s*", re.DOTALL)
 VERDICT = re.compile(r"\s*<think>((?:(?!</?think>).)*)</think>\s*<answer>\s*(Safe|Harmful)\s*</answer>\s*", re.DOTALL)
+MARKUP = re.compile(r"<\|[^<>]*\|>|<(?:start|end)_of_turn>|\[/?INST\]|</?s>|</?(?:think|answer)>")
 
 ASSESS = """\
 You are a physician who reviews clinical notes. Decide whether the note below is safe, or holds an error in diagnosis,
@@ -63,11 +64,14 @@ def assess(note: str) -> str:
 def rewrite_in(answer: str, note: str) -> str | None:
     """The note that an attacker's answer gives; None where the form is not kept.
 
-    A rewrite that is the note itself, or more than twice as long, is none.
+    A rewrite that is the note itself, or more than twice as long, is none; nor is one with the markup of a chat, by
+    which an attacker could speak to the assessor in another's name, or answer for it.
     """
     found = REWRITE.fullmatch(answer)
     text = found.group(1).strip() if found else ""
-    return text if text and text != note.strip() and len(text) <= 2 * len(note) else None
+    if not text or text == note.strip() or len(text) > 2 * len(note) or MARKUP.search(text):
+        return None
+    return text
 
 
 def verdict_in(answer: str) -> str | None:
