@@ -67,8 +67,9 @@ class Endpoint:
 
     def __init__(self, settings: EndpointSettings) -> None:
         """Raises ConfigError for a URL that is none."""
-        parts, good = urlsplit(settings.url), False
+        good = False
         with contextlib.suppress(httpx.InvalidURL, ValueError):  # a strange host or port
+            parts = urlsplit(settings.url)
             _ = httpx.URL(settings.url), parts.port
             good = parts.scheme in ("http", "https") and bool(parts.hostname)
         if not good:

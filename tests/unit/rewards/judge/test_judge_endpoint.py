@@ -258,7 +258,9 @@ def test_the_check(server, connect):
         connect().check()
 
 
-@pytest.mark.parametrize("url", ["localhost:8000/v1", "ftp://host/v1", "http://", "", "http://host:99999/v1"])
+@pytest.mark.parametrize(
+    "url", ["localhost:8000/v1", "ftp://host/v1", "http://", "", "http://host:99999/v1", "http://[::1/v1"]
+)
 def test_a_url_that_is_none(url):
     with pytest.raises(ConfigError, match="names no host"):
         Endpoint(EndpointSettings(url, "m"))
