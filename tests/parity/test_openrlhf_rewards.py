@@ -8,15 +8,14 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from openrlhf_server import served
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -28,7 +27,6 @@ from openrlhf_ext.rewards.judge.types import NoReply, Question, Reply
 from openrlhf_ext.rewards.judge_server import judge_cases, judge_form
 from openrlhf_ext.rewards.line import Line
 from openrlhf_ext.rewards.load import RewardSettings, load_reward
-from openrlhf_ext.rewards.server import Limits, RewardServer, listen, url_of
 
 PLUGIN = openrlhf_plugin.__file__
 RUBRIC = """
@@ -84,32 +82,6 @@ class Engine:
 
 def right(number: int) -> float:
     return float(number % 3 != 0)
-
-
-@contextmanager
-def served(line_of: Callable[[], Line], form: Any = None) -> Iterator[str]:
-    """The server's address, while it runs in a thread."""
-    listener = listen("127.0.0.1", 0)
-    url, ready, done = url_of(listener), threading.Event(), threading.Event()
-
-    async def run() -> None:
-        line = line_of()
-        work = asyncio.create_task(line.work())
-        runner = await RewardServer(line, Limits(10_000_000, 100_000_000), {}, form).start(listener)
-        ready.set()
-        while not done.is_set():
-            await asyncio.sleep(0.02)
-        work.cancel()
-        await runner.cleanup()
-
-    thread = threading.Thread(target=asyncio.run, args=(run(),), daemon=True)
-    thread.start()
-    assert ready.wait(20)
-    try:
-        yield url
-    finally:
-        done.set()
-        thread.join(20)
 
 
 @pytest.fixture(scope="module")
