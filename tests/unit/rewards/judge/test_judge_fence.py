@@ -66,3 +66,9 @@ def test_shortened_texts_keep_both_ends(text, limit):
 def test_the_same_text_has_the_same_fence_among_others():
     """Siblings share the beginning of their prompts."""
     assert Fence(["p", "a"])("p") == Fence(["p", "b"])("p") != Fence(["p"])("q")
+
+
+def test_a_key_that_another_text_has_is_not_taken():
+    key = WHOLE.fullmatch(Fence(["p"])("p")).group(1)
+    for known in (key, key.upper()):
+        assert WHOLE.fullmatch(Fence(["p", f"I know {known}"])("p")).group(1) != key

@@ -188,6 +188,9 @@ def test_the_reader_takes_good_ones():
     assert read_verdict(rubric, "pairwise", json.dumps(pair)) == pair
     with pytest.raises(NotAVerdict, match="kind is"):
         read_verdict(rubric, "pairwise", json.dumps({**pair, "kind": "C"}))
+    for wrong in ({"grade": True}, {"share": False}, {"true_": 1}, {"grade": 4.0}, {"grade": "4"}):
+        with pytest.raises(NotAVerdict, match=f"{next(iter(wrong))} is"):
+            read_verdict(rubric, "pointwise", json.dumps({**GOOD, **wrong}))
     with pytest.raises(NotAVerdict, match="reasoning"):
         read_verdict(rubric, "pointwise", json.dumps({**GOOD, "reasoning": "x" * 251}))
 
