@@ -34,7 +34,7 @@ setup(
         "aiohttp>=3.10",
         "tenacity>=9.0",
         "jinja2>=3.1",
-        "pybreaker>=1.3",
+        "jsonschema>=4.20",
         "math-verify[antlr4_13_2]>=0.8",
         "scikit-learn>=1.5",
         "statsmodels>=0.14",
