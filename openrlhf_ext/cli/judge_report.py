@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
-from openrlhf_ext.track.progress import console
-
 LONGEST_CELL = 80
+PIPE_WIDTH = 120
 
 
 def show(result: Mapping[str, Any], disagreements: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """The figures, what they mean for a training, and the first disagreements."""
+    """The figures, what they mean for a training, and the first disagreements, on stdout."""
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
     console.print(_figures(result))
     for line in _remarks(result):
         console.print(line, markup=False, soft_wrap=True)
