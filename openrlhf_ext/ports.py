@@ -63,8 +63,8 @@ class MixedReference(Protocol):
     """A reference that follows the policy: beside being asked, it is moved, and is part of a checkpoint."""
 
     def mix(self, mixup: float) -> None:
-        """reference <- mixup * reference + (1 - mixup) * policy, each weight (TR-DPO, Gorbatovski et al. 2024,
-        arXiv:2404.09656, eq. 4, whose alpha is 1 - mixup)."""
+        """reference <- (1 - mixup) * reference + mixup * policy, each weight (TR-DPO, Gorbatovski et al. 2024,
+        arXiv:2404.09656, eq. 4, whose alpha this is)."""
         ...
 
     def save(self, folder: Path) -> None: ...

@@ -77,7 +77,7 @@ class RefSection:
     num_gpus_per_node: int = flag(8, "ranks of the reference on each machine (on a CPU: processes)", common=True)
     offload: bool = flag(False, "keep the reference's parameters in host memory")
     sync_steps: int = flag(0, "rollout steps after which the reference moves towards the policy (0: it never does)")
-    sync_mixup: float = flag(0.9, "part of itself that it keeps then: mixup * reference + (1 - mixup) * policy")
+    sync_mixup: float = flag(0.9, "part of the policy in it then: (1 - mixup) * reference + mixup * policy")
 
 
 @dataclass(frozen=True, slots=True)

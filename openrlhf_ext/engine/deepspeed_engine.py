@@ -50,8 +50,8 @@ class DeepSpeedEngine:
 
     def __init__(self, model_spec: ModelSpec, spec: EngineSpec, device: Device):
         assert model_spec.dtype == spec.dtype, "the model is loaded in the type it is trained in"
-        assert not (model_spec.load_in_4bit and spec.trainable) or model_spec.lora, "4-bit weights cannot be trained"
-        assert not (model_spec.load_in_4bit and effective_stage(spec) == 3), "4-bit weights cannot be sharded"
+        assert not (model_spec.quantised and spec.trainable) or model_spec.lora, "quantised weights cannot be trained"
+        assert not (model_spec.quantised and effective_stage(spec) == 3), "quantised weights cannot be sharded"
         self.model_spec, self.spec, self.device = model_spec, spec, device
         self._torch_device = device.current()
         self._grad_norm = 0.0
@@ -151,9 +151,9 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def blend(self, weights: Iterable[tuple[str, Tensor]], mixup: float) -> None:
-        """own <- mixup * own + (1 - mixup) * given, for each of these full weights under their Hugging Face names.
+        """own <- (1 - mixup) * own + mixup * given, for each of these full weights under their Hugging Face names.
 
-        Computed in float32 and rounded to the type of the weight, once; with `mixup` 0 they are copied as they are.
+        Computed in float32 and rounded to the type of the weight, once; with `mixup` 1 they are copied as they are.
         Collective: every rank is given the same weights in the same order. The model is frozen.
         """
         assert not self.spec.trainable, "a model in training has an optimizer that knows its weights"
@@ -164,8 +164,8 @@ class DeepSpeedEngine:
         for name, given in weights:
             with self._writable([own[name]]):
                 weight, given = own[name].data, given.to(own[name].data.device)
-                if mixup:
-                    given = weight.float().mul_(mixup).add_(given.float(), alpha=1.0 - mixup)
+                if mixup != 1.0:
+                    given = weight.float().mul_(1.0 - mixup).add_(given.float(), alpha=mixup)
                 weight.copy_(given)
 
     def load_weights(self, folder: Path) -> None:
@@ -175,7 +175,7 @@ class DeepSpeedEngine:
             raise DataError(f"{folder} holds no weights: choose another checkpoint.")
         for path in files:
             with safe_open(path, framework="pt") as file:
-                self.blend(((key, file.get_tensor(key)) for key in file.keys()), 0.0)  # noqa: SIM118 (no mapping)
+                self.blend(((key, file.get_tensor(key)) for key in file.keys()), 1.0)  # noqa: SIM118 (no mapping)
 
     def export(self, folder: Path) -> None:
         """Write a Hugging Face folder, one shard in memory at a time (rank 0 writes; collective)."""

@@ -39,7 +39,7 @@ class RLSettings:
     kl_target: float | None = None  # nats per token
     kl_horizon: int = 10_000  # rollouts
     ref_every: int = 0  # steps between two of which the reference follows the policy; 0: it never does
-    ref_mixup: float = 0.9  # what it keeps of itself then
+    ref_mixup: float = 0.9  # part of the policy in it then
     max_lag: int = 0
     partial: bool = False
 

@@ -60,7 +60,7 @@ def test_every_weight_is_the_mixture_on_every_rank(answers: list[list[dict[str, 
     for of_rank in answers:
         before, after = of_rank[kind]["before"], of_rank[kind]["after"]
         for name, given in towards(before):
-            expected = (before[name].float() * MIXUP + given.float() * (1 - MIXUP)).to(before[name].dtype)
+            expected = (before[name].float() * (1 - MIXUP) + given.float() * MIXUP).to(before[name].dtype)
             torch.testing.assert_close(
                 after[name], expected, rtol=1e-2 if KINDS[kind][1] == "bf16" else 1e-6, atol=1e-6
             )

@@ -276,7 +276,7 @@ class BigramMixed:
 
     def mix(self, mixup: float) -> None:
         self._calls.append("mix")
-        self._table.data.mul_(mixup).add_(self._policy.engine.table.data, alpha=1.0 - mixup)
+        self._table.data.mul_(1.0 - mixup).add_(self._policy.engine.table.data, alpha=mixup)
 
     def save(self, folder: Path) -> None:
         folder.mkdir()
