@@ -150,7 +150,8 @@ start_ray() {
   first=$(hostname)
   host=$("$PYTHON" "$ROOT/slurm/ray_node.py" address ${NETWORK:+"$NETWORK"})
   RAY=$host:$("$PYTHON" "$ROOT/slurm/ray_node.py" port "$host")
-  export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$OUTPUT/.ray_token RAY_USAGE_STATS_ENABLED=0
+  export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$OUTPUT/.ray_token
+  export RAY_USAGE_STATS_ENABLED=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
   (umask 077 && "$PYTHON" -c 'import secrets; print(secrets.token_hex(32))' >"$RAY_AUTH_TOKEN_PATH")
   say "Ray at $RAY: the head on $first, $((NODES - 1)) workers"
   STEPS=()
