@@ -47,10 +47,12 @@ instructions: |
 
   The response:
   {{ response }}
-reasoning: {description: the strongest and the weakest point, max_chars: 60}
 criteria:
   - {name: correct, description: it is right, scale: boolean, weight: 3}
   - {name: clear, description: it is clear, scale: {integer: [1, 5]}}
+  - {name: complete, description: every step is there, scale: {integer: [1, 5]}}
+  - {name: brief, description: it says nothing else, scale: {integer: [1, 5]}}
+  - {name: tone, description: how it sounds, scale: {choices: {rude: 0, plain: 1, friendly: 2}}}
 """
 SHAPE = TinyShape(hidden=256, layers=4, heads=8, kv_heads=4, intermediate=768, vocab=1024)
 MAX_NEW_TOKENS, LONGEST = 128, 2048
@@ -77,7 +79,7 @@ def main() -> int:
     from openrlhf_ext.rollout.judge_engine import JudgeEngine
 
     with tempfile.TemporaryDirectory(prefix="judge_benchmark_") as folder:
-        corpus = [RUBRIC, json.dumps({"reasoning": "", "correct": True, "clear": 1})] * 20
+        corpus = [RUBRIC] * 20
         build_tiny_model(Path(folder), SHAPE, corpus="\n".join(corpus).splitlines(), seed=options.seed)
         settings = EngineSettings(folder, None, max_model_len=LONGEST, role="judge", kv_cache_gb=0.25)
         engine = JudgeEngine(settings, device)
