@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Set up .venv from the lock file, then run the main job: RL on Ray, DeepSpeed and vLLM.
+# Set up .venv from the lock file, then run the main job: RL on Ray, DeepSpeed and vLLM, rewarded by a judge.
 #
 #   ./quick_start.sh                 set up and run (the CPU without a GPU, the GPU with one)
+#   ./quick_start.sh --reward rule   rewards from a rule instead of the judge, which is quicker
 #   ./quick_start.sh --setup-only    set up and stop
 #   ./quick_start.sh --json OUT      write the result to OUT as well
 #   ./quick_start.sh --actor.model_name_or_path Qwen/Qwen3-0.6B --train.seed 7

@@ -10,6 +10,7 @@ import json
 import random
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 INSTRUCTION = "Sort these digits: "
 LENGTHS = (4, 6)  # digits, at least and at most
@@ -19,16 +20,16 @@ CAREFUL = 0.3  # share of the demonstrations that sort
 def write_task(folder: Path, *, demonstrations: int, prompts: int, held_out: int, seed: int) -> None:
     """Write sft.jsonl, train.jsonl, held_out.jsonl and corpus.txt. No held-out number is in the other two."""
     draw = random.Random(seed)
-    numbers = _distinct_numbers(draw, held_out + max(demonstrations, prompts))
+    numbers = distinct_numbers(draw, held_out + max(demonstrations, prompts))
     held, seen = numbers[:held_out], numbers[held_out:]
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "held_out.jsonl", (_question(number) for number in held))
-    _write(folder / "train.jsonl", (_question(number) for number in seen[:prompts]))
-    _write(folder / "sft.jsonl", (_demonstration(number, draw) for number in seen[:demonstrations]))
+    write_rows(folder / "held_out.jsonl", (_question(number) for number in held))
+    write_rows(folder / "train.jsonl", (_question(number) for number in seen[:prompts]))
+    write_rows(folder / "sft.jsonl", (_demonstration(number, draw) for number in seen[:demonstrations]))
     (folder / "corpus.txt").write_text(f"{INSTRUCTION}\nuser\nassistant\n" * 20, encoding="utf-8")
 
 
-def _distinct_numbers(draw: random.Random, count: int) -> list[str]:
+def distinct_numbers(draw: random.Random, count: int) -> list[str]:
     numbers: dict[str, None] = {}
     while len(numbers) < count:
         numbers["".join(draw.choices("0123456789", k=draw.randint(*LENGTHS)))] = None
@@ -44,5 +45,5 @@ def _demonstration(number: str, draw: random.Random) -> dict[str, str]:
     return {"question": INSTRUCTION + number, "answer": answer}
 
 
-def _write(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

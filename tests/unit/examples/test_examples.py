@@ -6,9 +6,12 @@ import csv
 import gzip
 import importlib.util
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
@@ -56,6 +59,44 @@ def test_the_demonstrations_are_careless_and_the_seed_decides(tmp_path: Path) ->
         for row in map(json.loads, a.split("\n")[:-1])
     ]
     assert 0.25 < sum(right) / len(right) < 0.4  # three of ten, and a few numbers that are sorted as they stand
+
+
+def test_the_judge_learns_what_the_rule_says_of_answers_half_of_which_are_right(tmp_path: Path, monkeypatch) -> None:
+    """In the very words that it will be asked in, and of other numbers than those it is held against."""
+    monkeypatch.syspath_prepend(str(EXAMPLES / "quick_start"))
+    rubric = EXAMPLES / "quick_start/rubric.yaml"
+    load("quick_start/grading.py").write_grading(tmp_path, rubric, rows=400, held_out=100, seed=1)
+    rows, held = read(tmp_path / "judge_sft.jsonl"), read(tmp_path / "judge_held_out.jsonl")
+    for row in rows:
+        shown = re.search(r"<data \w+>\s*(.*?)\s*</data", row["question"].partition("judged:")[2])
+        assert shown
+        alike = all(len(pair) == 2 and pair[0] == pair[1] for pair in shown[1].split())
+        assert json.loads(row["verdict"]) == {"correct": alike}
+    for row in held:
+        right = "".join(sorted(row["question"].rsplit(" ", 1)[1]))
+        assert row["answer"] == right
+        assert row["right"] == (row["response"] == right)
+    for share in (sum("true" in row["verdict"] for row in rows) / 400, sum(row["right"] for row in held) / 100):
+        assert 0.4 < share < 0.75  # a swap of equal digits, among other mistakes, leaves an answer right
+
+
+def test_who_rewards_the_quick_start(
+    quick_start: tuple[ModuleType, list[list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, calls = quick_start
+    for flags, judged, by_rule in (
+        ([], True, False),
+        (["--reward", "rule"], False, True),
+        (["--actor.model_name_or_path", "mine"], False, True),
+        (["--actor.model_name_or_path", "mine", "--reward", "judge"], True, False),
+        (["--judge.url", "http://host/v1", "--judge.prompt", "r.yaml"], False, False),
+    ):
+        calls.clear()
+        assert start(run, monkeypatch, *flags) == 0
+        rl = calls[-1]
+        assert ("judge" in [command[0] for command in calls]) == judged, flags
+        assert ("--reward.remote_url" in rl) == by_rule and ("--eval.remote_url" in rl) == (not by_rule), flags
+        assert "--reward" not in rl
 
 
 # --- a teacher ---------------------------------------------------------------------------------------------
@@ -201,14 +242,26 @@ def quick_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Module
     monkeypatch.syspath_prepend(str(EXAMPLES / "quick_start"))
     monkeypatch.chdir(tmp_path)
     run = load("quick_start/run.py")
+    monkeypatch.setattr(run, "GRADED", 40)
     calls: list[list[str]] = []
 
     def call(title: str, command: list[str]) -> None:
         calls.append(command)
-        if command[0] != "tiny-model":
+        if command[0] == "judge":
+            folder = Path(command[command.index("--judge.prompt") + 1]).with_name("rubric_calibration")
+            folder.mkdir()
+            figures = {"accuracy": {"value": 0.99}, "kappa": {"value": 0.98}}
+            (folder / "calibration.json").write_text(json.dumps({"agreement": figures}), encoding="utf-8")
+        elif command[0] != "tiny-model":
             folder = Path(command[command.index("--ckpt.output_dir") + 1])
             folder.mkdir(parents=True, exist_ok=True)
-            result = {"reward_before": 0.1, "reward_after": 0.2, "steps": 1, "checkpoint": "c", "rollouts": "r"}
+            rows = [
+                {"response": "12", "label": '"12"', "reward": 1.0},
+                {"response": "21", "label": '"12"', "reward": 0.0},
+            ]
+            pq.write_table(pa.Table.from_pylist(rows), folder / "1.parquet")
+            rollouts = str(folder)
+            result = {"reward_before": 0.1, "reward_after": 0.2, "steps": 1, "checkpoint": "c", "rollouts": rollouts}
             (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
     monkeypatch.setattr(run, "call", call)
@@ -227,7 +280,7 @@ def test_every_run_has_a_folder_of_its_own(
     assert [start(run, monkeypatch) for _ in range(3)] == [0, 0, 0]
     made = [command[command.index("--ckpt.output_dir") + 1] for command in calls if command[0] == "rl"]
     assert made == [f"outputs/quick_start{number}/rl" for number in ("", "_2", "_3")]
-    assert [command[0] for command in calls[:3]] == ["tiny-model", "sft", "rl"]
+    assert [command[0] for command in calls[:6]] == ["tiny-model", "sft", "tiny-model", "sft", "judge", "rl"]
 
 
 def test_a_folder_with_a_run_is_continued_or_refused(
