@@ -66,7 +66,7 @@ class Started:
     def __call__(self, place: int) -> Any:
         fails = place in self.places and place in self.broken
         self.places.append(place)
-        return ray.remote(Echo).options(num_cpus=1).remote(str(self.folder), place, fails)
+        return ray.remote(Echo).options(num_cpus=0).remote(str(self.folder), place, fails)
 
     def asked(self) -> list[str]:
         return (self.folder / "asked").read_text().splitlines()
