@@ -105,8 +105,10 @@ def _without_frozen_weights(model: nn.Module) -> Iterator[None]:
     def leave_out(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
         named = module.named_parameters(remove_duplicate=False)
         frozen = tuple(f"{prefix}{name}" for name, parameter in named if not parameter.requires_grad)
-        quantised = tuple(f"{name}." for name in frozen)  # what bitsandbytes keeps beside a weight
-        for key in [key for key in state if key in frozen or key.startswith(quantised)]:
+        # What bitsandbytes keeps beside a weight: of 4 bits under its name, of 8 under its module's.
+        of_4_bits = tuple(f"{name}." for name in frozen)
+        of_8_bits = {f"{name.rpartition('.')[0]}.{kept}" for name in frozen for kept in ("SCB", "weight_format")}
+        for key in [key for key in state if key in frozen or key in of_8_bits or key.startswith(of_4_bits)]:
             del state[key]
 
     hook = model.register_state_dict_post_hook(leave_out)

@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from openrlhf_ext.data.hub import HUB_NAME, check_on_hub
 from openrlhf_ext.errors import DataError
-from openrlhf_ext.models.quantised import keep_differentiable, nf4
+from openrlhf_ext.models.quantised import prepare, quantisation
 from openrlhf_ext.models.spec import ModelSpec, torch_dtype
 
 TEXT_TOWERS = {
@@ -168,7 +168,7 @@ def load_weights(
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
-                **({"quantization_config": nf4(torch_dtype(spec.dtype))} if spec.load_in_4bit else {}),
+                **({"quantization_config": few_bits} if (few_bits := quantisation(spec)) else {}),
                 **({"key_mapping": renamed} if renamed else {}),
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -177,8 +177,7 @@ def load_weights(
         ) from error
     model, loading = loaded
     model.config.architectures = [type(model).__name__]  # what an export must say of itself
-    if spec.load_in_4bit:
-        keep_differentiable(model)
+    prepare(model, spec)
     lacking = set(loading["missing_keys"])
     if missing := sorted(lacking - set(optional)):
         raise DataError(

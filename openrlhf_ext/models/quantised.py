@@ -1,4 +1,4 @@
-"""Frozen weights in 4 bits (QLoRA, Dettmers et al. 2023, arXiv:2305.14314), by bitsandbytes.
+"""Frozen weights in 4 bits (QLoRA, Dettmers et al. 2023, arXiv:2305.14314) or in 8, by bitsandbytes.
 
 bitsandbytes is imported where it is needed only: an installation without it runs everything else.
 """
@@ -10,6 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
+
+from openrlhf_ext.models.spec import ModelSpec, torch_dtype
+
+
+def quantisation(spec: ModelSpec) -> BitsAndBytesConfig | None:
+    """What transformers is told to load the model's linear weights as; None for whole ones."""
+    if spec.load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)  # of its products, which are not used
+    return nf4(torch_dtype(spec.dtype)) if spec.load_in_4bit else None
+
+
+def prepare(model: PreTrainedModel, spec: ModelSpec) -> None:
+    """Let a model that was loaded as `quantisation` says be trained through."""
+    if spec.load_in_4bit:
+        keep_differentiable(model)
+    elif spec.load_in_8bit:
+        from openrlhf_ext.models.eight_bits import compute_whole
+
+        compute_whole(model, torch_dtype(spec.dtype))
 
 
 def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -23,7 +42,7 @@ def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def keep_differentiable(model: PreTrainedModel) -> None:
-    """Let the quantised layers be trained through after they were evaluated.
+    """Let the 4-bit layers be trained through after they were evaluated.
 
     On a CPU with AVX512-BF16 their first forward in eval mode repacks the weights for inference, for good, and
     every later gradient that passes through them is wrong without a word (bitsandbytes 0.50).
@@ -36,7 +55,11 @@ def keep_differentiable(model: PreTrainedModel) -> None:
 
 
 def whole(parameter: nn.Parameter) -> Tensor:
-    """The weight as it is computed with: the parameter itself, or a new tensor of what its 4 bits mean."""
+    """The weight as it is computed with: the parameter itself, or a new tensor of what its 4 or 8 bits mean."""
+    if _has_8_bits(parameter):
+        from openrlhf_ext.models.eight_bits import dequantised
+
+        return dequantised(parameter, _whole_dtype(parameter))
     state = _state(parameter)
     if state is None:
         return parameter.detach()
@@ -47,16 +70,29 @@ def whole(parameter: nn.Parameter) -> Tensor:
 
 def whole_bytes(parameter: nn.Parameter) -> int:
     """Bytes of `whole`, also of a parameter that is sharded now."""
+    if _has_8_bits(parameter):
+        return parameter.numel() * _whole_dtype(parameter).itemsize
     state = _state(parameter)
     if state is not None:
         return state.shape.numel() * state.dtype.itemsize
     return getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
 
 
-def scales(parameter: nn.Parameter) -> list[Tensor]:
-    """The tensors that belong to a quantised weight and grow with it, one scale for each of its blocks."""
+def scales(parameter: Any) -> list[Tensor]:
+    """The tensors that belong to a quantised weight and grow with it, one scale for each of its blocks or rows."""
+    if _has_8_bits(parameter):
+        return [parameter.SCB]
     state = _state(parameter)
     return [] if state is None else [state.absmax, state.state2.absmax]
+
+
+def _has_8_bits(parameter: Any) -> bool:
+    return getattr(parameter, "SCB", None) is not None
+
+
+def _whole_dtype(parameter: Any) -> torch.dtype:
+    dtype: torch.dtype = parameter.whole_dtype
+    return dtype
 
 
 def _state(parameter: nn.Parameter) -> Any:

@@ -60,7 +60,13 @@ class ModelSpec:
     adapters: str | None = None  # a folder of adapters that training goes on from; `lora` describes them
     served: bool = False  # an inference engine loads the same files, and all that is in them
     load_in_4bit: bool = False  # NF4 base weights (QLoRA, Dettmers et al. 2023, arXiv:2305.14314)
+    load_in_8bit: bool = False  # base weights of LLM.int8 (Dettmers et al. 2022, arXiv:2208.07339)
 
     def __post_init__(self) -> None:
         assert self.logprob_chunk > 0, "a chunk holds at least one position"
         assert self.adapters is None or self.lora is not None, "adapters have a rank"
+        assert not (self.load_in_4bit and self.load_in_8bit), "a weight has 4 bits or 8"
+
+    @property
+    def quantised(self) -> bool:
+        return self.load_in_4bit or self.load_in_8bit
