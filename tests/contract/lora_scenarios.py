@@ -22,7 +22,7 @@ from openrlhf_ext.models.export import named_weights
 from openrlhf_ext.models.spec import LoraSpec, ModelSpec
 
 LORA = LoraSpec(rank=4, alpha=8)
-NF4 = {"load_in_4bit": True}
+NF4, INT8 = {"load_in_4bit": True}, {"load_in_8bit": True}
 RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "stage 0": ({"zero_stage": 0}, {}),
     "stage 2": ({"zero_stage": 2}, {}),
@@ -31,8 +31,11 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "stage 0, 4-bit": ({"zero_stage": 0}, NF4),
     "stage 2, 4-bit": ({"zero_stage": 2}, NF4),
     "stage 2, 4-bit, bf16": ({"zero_stage": 2, "dtype": "bf16"}, NF4),
+    "stage 0, 8-bit": ({"zero_stage": 0}, INT8),
+    "stage 2, 8-bit": ({"zero_stage": 2}, INT8),
+    "stage 2, 8-bit, bf16": ({"zero_stage": 2, "dtype": "bf16"}, INT8),
 }
-SLEEPERS = ("stage 0", "stage 2", "stage 3", "stage 0, 4-bit", "stage 2, 4-bit")
+SLEEPERS = ("stage 0", "stage 2", "stage 3", "stage 0, 4-bit", "stage 2, 4-bit", "stage 2, 8-bit")
 
 
 def spec_of(name: str) -> tuple[EngineSpec, dict[str, Any]]:
@@ -139,12 +142,14 @@ def weight_tensors(engine: Any) -> list[tuple[str, Tensor]]:
         found.append((name, getattr(parameter, "ds_tensor", parameter)))
         if state := getattr(parameter, "quant_state", None):
             found += [(f"{name} scales", state.absmax), (f"{name} scales of scales", state.state2.absmax)]
+        if (rows := getattr(parameter, "SCB", None)) is not None:
+            found.append((f"{name} scales", rows))
     return found
 
 
-def base_weights(path: Path) -> dict[str, Tensor]:
-    """What the 4 bits of a base model mean."""
-    model = build_model(ModelSpec(str(path), dtype="fp32", load_in_4bit=True))
+def base_weights(path: Path, bits: dict[str, bool]) -> dict[str, Tensor]:
+    """What the 4 or 8 bits of a base model mean."""
+    model = build_model(ModelSpec(str(path), dtype="fp32", **bits))
     return {weight.name: weight.full() for weight in named_weights(model.model)}
 
 

@@ -1,4 +1,4 @@
-"""Adapters in a DeepSpeedEngine on two ranks, on whole and on 4-bit weights: trained as by peft alone, left out, saved,
+"""Adapters in a DeepSpeedEngine on two ranks, on whole, 4-bit and 8-bit weights: trained as by peft alone, left out, saved,
 and merged into weights with which a real vLLM engine says what the trainer says."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from openrlhf_ext.rollout.vllm_engine import EngineSettings
 
 CPU = Device("cpu", 0, frozenset({"bf16"}))
 TOLERANCE = 1e-4
-SERVED = ("stage 3", "stage 2, 4-bit")
+SERVED = ("stage 3", "stage 2, 4-bit", "stage 2, 8-bit")
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -99,8 +99,9 @@ def test_exported_adapters_and_the_exported_model_are_what_was_trained(runs, nam
     merged = AutoModelForCausalLM.from_pretrained(folder / name / "merged")
     assert getattr(merged.config, "quantization_config", None) is None
     base = AutoModelForCausalLM.from_pretrained(folder / "base")
-    if "4-bit" in name:  # the adapters were trained on what the 4 bits mean
-        base.load_state_dict(lora_scenarios.base_weights(folder / "base"), strict=False)
+    if "bit" in name:  # the adapters were trained on what the 4 or 8 bits mean
+        bits = RUNS[name][1]
+        base.load_state_dict(lora_scenarios.base_weights(folder / "base", bits), strict=False)
     adapted = PeftModel.from_pretrained(base, folder / name / "adapters").eval()
     assert adapted.peft_config["default"].base_model_name_or_path == str(folder / "base")
     for model in (merged, adapted):
