@@ -22,12 +22,15 @@ HEAD = "import asyncio, os, signal, time\nfrom openrlhf_ext.rollout.agents.contr
 
 
 class Babbler:
-    """A `TurnSampler`: one token of every turn in each step; a turn ends by itself after 3 to 8 tokens."""
+    """A `TurnSampler`: one token of every turn in each step; a turn ends by itself after 3 to 8 tokens.
+
+    A step takes as long as `step_s` says, so that turns meet.
+    """
 
     version = 4
     tokenizer = TOKENIZER
 
-    def __init__(self, step_s: float = 0.0) -> None:
+    def __init__(self, step_s: float = 0.02) -> None:
         self.asked: list[TurnRequest] = []
         self.most_at_once = 0
         self._step_s = step_s
@@ -94,13 +97,13 @@ def write(folder: Path, body: str, name: str = "agent.py", head: str = HEAD) -> 
 
 
 def play(
-    path: str, requests: Sequence[GenerateRequest], *, step_s: float = 0.0, model: str = "", **settings: Any
+    path: str, requests: Sequence[GenerateRequest], *, step_s: float = 0.02, model: str = "", **settings: Any
 ) -> Played:
     return play_each(path, requests, step_s=step_s, model=model, **settings)[0]
 
 
 def play_each(
-    path: str, *rounds: Sequence[GenerateRequest], step_s: float = 0.0, model: str = "", **settings: Any
+    path: str, *rounds: Sequence[GenerateRequest], step_s: float = 0.02, model: str = "", **settings: Any
 ) -> list[Played]:
     """Several calls of one player, whose process they share."""
     sampler = Babbler(step_s)
