@@ -110,9 +110,9 @@ def _model(parsed: Parsed, role: Role, device: Device) -> ModelSpec:
         return replace(spec, kind="value", value_head=cfg.ds.value_head_prefix)
     if role == "reward":
         head, normalize = cfg.ds.value_head_prefix, cfg.reward.normalize_enable
-        return replace(spec, kind="reward", value_head=head, normalize=normalize, lora=None, load_in_4bit=False)
-    if role == "student":
-        return replace(spec, lora=None, load_in_4bit=False)
+        spec = replace(spec, kind="reward", value_head=head, normalize=normalize)
+    if role in ("reward", "student"):
+        return replace(spec, lora=None, load_in_4bit=False, load_in_8bit=False)
     return replace(spec, served=True)
 
 

@@ -33,6 +33,8 @@ def model_spec(path: str, model: Any, ds: DsSection, device: Device, *, explicit
     lora = ds.lora
     if ds.load_in_4bit and not device.can("4bit"):
         raise ConfigError("--ds.load_in_4bit needs bitsandbytes, which is not installed: install it, or leave it out.")
+    if ds.load_in_8bit and not device.can("8bit"):
+        raise ConfigError("--ds.load_in_8bit needs bitsandbytes, which is not installed: install it, or leave it out.")
     return ModelSpec(
         path=model_path(path),
         dtype=ds.param_dtype,
@@ -43,6 +45,7 @@ def model_spec(path: str, model: Any, ds: DsSection, device: Device, *, explicit
         logprob_chunk=ds.logprob_chunk_size,
         lora=LoraSpec(lora.rank, lora.alpha, lora.target_modules, lora.dropout) if lora.rank else None,
         load_in_4bit=ds.load_in_4bit,
+        load_in_8bit=ds.load_in_8bit,
     )
 
 

@@ -175,7 +175,8 @@ def reference_digest(cfg: Any) -> str:
     path = cfg.ref.model_name_or_path or cfg.model.model_name_or_path
     base = base_path(path)
     adapters = model_digest(Path(path)) if is_adapter_folder(path) else None
-    return model_digest(local_files(base), base, cfg.ds.param_dtype, cfg.ds.load_in_4bit, adapters)
+    bits = (cfg.ds.load_in_4bit, cfg.ds.load_in_8bit)
+    return model_digest(local_files(base), base, cfg.ds.param_dtype, bits, adapters)
 
 
 SAID = {
@@ -197,7 +198,7 @@ def _reference_spec(parsed: Parsed, device: Device, strategy: str) -> LearnerSpe
     path = cfg.ref.model_name_or_path or cfg.model.model_name_or_path
     chosen = "ds.attn_implementation" in parsed.explicit
     model = model_spec(base_path(path), cfg.model, cfg.ds, device, explicit=chosen)
-    model = replace(model, lora=None, load_in_4bit=strategy == "quantised")
+    model = replace(model, lora=None, load_in_4bit=strategy == "quantised", load_in_8bit=False)
     if is_adapter_folder(path):
         from openrlhf_ext.models.lora import read_adapter_folder
 

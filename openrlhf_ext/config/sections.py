@@ -109,6 +109,7 @@ class DsSection:
         False, "resume on another number of ranks", refused=planned("universal checkpoints")
     )
     load_in_4bit: bool = flag(False, "4-bit (NF4) weights under the adapters, QLoRA")
+    load_in_8bit: bool = flag(False, "8-bit (LLM.int8) weights under the adapters")
     lora: LoraSection = section(LoraSection, "LoRA adapters")
     deepcompile: bool = flag(False, "DeepCompile", refused=declined("DeepCompile"))
     tensor_parallel_size: int = flag(

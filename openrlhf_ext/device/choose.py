@@ -18,7 +18,7 @@ from openrlhf_ext.errors import ConfigError, ResourceError
 logger = logging.getLogger(__name__)
 
 DeviceKind = Literal["cpu", "cuda"]
-Capability = Literal["sleep", "ipc", "flash_attention", "varlen", "4bit", "bf16"]
+Capability = Literal["sleep", "ipc", "flash_attention", "varlen", "4bit", "8bit", "bf16"]
 T = TypeVar("T")
 
 # Asked of a child process: the answer needs a context on every GPU, which the driver must not hold.
@@ -45,8 +45,8 @@ class Device:
 
     `count` is the number of GPUs this machine shows (0 for the CPU). Capabilities: `sleep` (model
     state can leave the device between phases), `ipc` (tensors can be shared between processes by
-    handle), `flash_attention`, `varlen` (torch's own kernel for packed rows), `4bit` (quantised base
-    models) and `bf16`.
+    handle), `flash_attention`, `varlen` (torch's own kernel for packed rows), `4bit` and `8bit`
+    (quantised base models) and `bf16`.
     """
 
     kind: DeviceKind
@@ -154,14 +154,14 @@ def _say_once(message: str) -> None:
 def _cpu_capabilities() -> frozenset[Capability]:
     found: set[Capability] = {"bf16"}
     if importlib.util.find_spec("bitsandbytes"):
-        found.add("4bit")
+        found |= {"4bit", "8bit"}
     return frozenset(found)
 
 
 def _gpu_capabilities() -> frozenset[Capability]:
     found: set[Capability] = {"sleep", "ipc"}
     if importlib.util.find_spec("bitsandbytes"):
-        found.add("4bit")
+        found |= {"4bit", "8bit"}
     if min(gpu.capability for gpu in visible_gpus()) >= (8, 0):  # Ampere: the first with bf16 and FlashAttention-2
         found |= {"bf16", "varlen"}
         if importlib.util.find_spec("flash_attn"):

@@ -153,8 +153,9 @@ class Transformer:
         return ops.times(self._plain_linear(half, self.weight(f"{module}.lora_B.default"), outputs))
 
     def _base(self, x: Value, module: str, outputs: int) -> Value:
-        if self.run.load_in_4bit:
-            return self.ops.dequantised_linear(x, self.weight(module), outputs, gpu=self.run.gpu)
+        if self.run.bits:
+            forward = self.run.gpu or self.run.bits == 8
+            return self.ops.dequantised_linear(x, self.weight(module), outputs, forward=forward)
         return self._plain_linear(x, self.weight(module), outputs)
 
     def _plain_linear(self, x: Value, weight: Parameter, outputs: int) -> Value:

@@ -203,10 +203,12 @@ def adapters(setup: Setup) -> Offer | None:
 
 
 def four_bits(setup: Setup) -> Offer | None:
-    if setup.config.ds.load_in_4bit or not setup.config.ds.lora.rank:
+    ds = setup.config.ds
+    if ds.load_in_4bit or not ds.lora.rank:
         return None
     words = "weights under the adapters are rounded to 4 bits, and unpacked in every pass"
-    return offer("ds.load_in_4bit", [True], lambda values: words, same_result=False)
+    instead = {"ds.load_in_8bit": False} if ds.load_in_8bit else {}
+    return Offer(({"ds.load_in_4bit": True} | instead,), lambda values: words, same_result=False)
 
 
 def smaller_rank(setup: Setup) -> Offer | None:

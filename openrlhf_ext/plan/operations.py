@@ -43,15 +43,16 @@ class Operations(Tape):
 
         return self.link(out, [x, weight], backward)
 
-    def dequantised_linear(self, x: Value, weight: Parameter, outputs: int, *, gpu: bool) -> Value:
-        """x W^T with W in 4 bits: the whole W exists while the gradient of x is taken (bitsandbytes' MatMul4Bit).
+    def dequantised_linear(self, x: Value, weight: Parameter, outputs: int, *, forward: bool) -> Value:
+        """x W^T with W in 4 or 8 bits: the whole W exists while the gradient of x is taken (bitsandbytes' MatMul4Bit).
 
-        On a GPU also in the forward pass of many rows (backends/cuda/ops.py, `_dequant_linear_fallback`).
+        With `forward` it does in the forward pass too: of 8 bits always (`models.eight_bits`), of 4 on a GPU where
+        there are many rows (backends/cuda/ops.py, `_dequant_linear_fallback`).
         """
         inputs = weight.numel // outputs
-        forward = self.block(weight.numel * x.width) if gpu else None
+        unpacked = self.block(weight.numel * x.width) if forward else None
         out = self.new(x.numel // inputs * outputs, x.width)
-        del forward
+        del unpacked
         node, size, whole = x.node, x.nbytes, weight.numel * x.width
 
         def backward(grad: Block) -> Sequence[Gradient]:

@@ -47,6 +47,7 @@ def training_options(ds: Any, optimizer: Any) -> dict[str, Any]:
         "zero_stage": stage,
         "lora": Lora(ds.lora.rank, ds.lora.alpha, ds.lora.target_modules, ds.lora.dropout) if ds.lora.rank else None,
         "load_in_4bit": ds.load_in_4bit,
+        "load_in_8bit": ds.load_in_8bit,
         "eight_bit": optimizer.adam.eight_bit,
         "adam_offload": ds.adam_offload,
         "zpg": ds.zpg,

@@ -82,6 +82,7 @@ def _second_model(config: Any, strategy: str, model: ModelRun, asked: Pass) -> M
         shape=text_shape(name) if name else model.shape,
         lora=None,
         load_in_4bit=strategy == "quantised",
+        load_in_8bit=False,
         eight_bit=False,
         adam_offload=False,
         overlap_comm=False,

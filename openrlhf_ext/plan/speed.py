@@ -305,9 +305,10 @@ class _Work:
         return run.shape.layers * LAYER_LAUNCH if self.setup.hardware.on_gpu else 0.0
 
     def _read(self, run: ModelRun) -> float:
-        """Bytes of weights that one pass reads; 4-bit ones are written out in 16 bits and read again."""
+        """Bytes of weights that one pass reads; quantised ones are written out whole and read again."""
         blocks = block_parameters(run.shape)
-        each = 0.5 + 2 * BYTES[run.dtype] if run.load_in_4bit else BYTES[run.dtype]
+        packed = {4: 0.5, 8: 1.0, None: None}[run.bits]
+        each = BYTES[run.dtype] if packed is None else packed + 2 * BYTES[run.dtype]
         return blocks * each + run.shape.vocab * run.shape.hidden * BYTES[run.dtype]
 
     def _gathered(self, run: ModelRun) -> float:

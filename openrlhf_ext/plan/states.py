@@ -124,16 +124,23 @@ def _frozen(run: ModelRun, weights: list[Weight]) -> Iterator[_State]:
             held = [w for w in weights if away == (run.param_offload and not always_whole(w, run.shape.hidden))]
             shards = tuple(width * math.ceil(weight.numel / run.ranks) for weight in held)
             yield _State("weights", shards, "host" if away else "gpu", pinned=place == "host")
-    elif run.load_in_4bit:
-        quantised = [weight for weight in weights if weight.kind == "linear"]
-        yield _State("quantised base", tuple((weight.numel + 1) // 2 for weight in quantised))
-        scales, outer = zip(*(_scales(weight) for weight in quantised), strict=True)
-        yield _State("quantisation constants", (*scales, *outer))
-        yield _State("quantisation tables", (NF4_TABLES,) * len(quantised), asleep="stays")
+    elif run.bits:
+        yield from _quantised(run.bits, [weight for weight in weights if weight.kind == "linear"])
         rest = tuple(width * weight.numel for weight in weights if weight.kind != "linear")
         yield _State("embeddings, norms and head in higher precision", rest)
     else:
         yield _State("weights", tuple(width * weight.numel for weight in weights))
+
+
+def _quantised(bits: Literal[4, 8], weights: list[Weight]) -> Iterator[_State]:
+    if bits == 8:  # a byte each, and a float32 for each row (arXiv:2208.07339, section 2.1)
+        yield _State("quantised base", tuple(weight.numel for weight in weights))
+        yield _State("quantisation constants", tuple(4 * weight.shape[0] for weight in weights))
+        return
+    yield _State("quantised base", tuple((weight.numel + 1) // 2 for weight in weights))
+    scales, outer = zip(*(_scales(weight) for weight in weights), strict=True)
+    yield _State("quantisation constants", (*scales, *outer))
+    yield _State("quantisation tables", (NF4_TABLES,) * len(weights), asleep="stays")
 
 
 def _scales(weight: Weight) -> tuple[int, int]:

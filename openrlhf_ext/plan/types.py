@@ -119,6 +119,7 @@ class ModelRun:
     zero_stage: Literal[0, 1, 2, 3] = 0
     lora: Lora | None = None
     load_in_4bit: bool = False
+    load_in_8bit: bool = False
     eight_bit: bool = False
     adam_offload: bool = False
     param_offload: bool = False
@@ -136,6 +137,10 @@ class ModelRun:
     awake: frozenset[Phase] = frozenset({"train"})
     gpu: bool = False
     accumulates: bool = True
+
+    @property
+    def bits(self) -> Literal[4, 8] | None:  # of its quantised weights
+        return 4 if self.load_in_4bit else 8 if self.load_in_8bit else None
 
 
 @dataclass(frozen=True, slots=True)

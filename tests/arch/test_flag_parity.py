@@ -87,6 +87,7 @@ EVERY = "every command runs on the CPU or the GPU that was asked for"
 CLUSTER = "which Ray cluster, and who may reach it"
 PLANNED = "a plan before anything loads"
 EIGHT_BIT = "the optimizer of QLoRA's users"
+INT8 = "8-bit loading: between QLoRA's 4 bits and whole weights"
 PARTED = "what happens to dialogues that part before their last turns is a named rule"
 SUPERVISED = {
     "device.type": EVERY,
@@ -104,6 +105,7 @@ SUPERVISED = {
     "model.num_nodes": "OpenRLHF reads it from the deepspeed launcher, which we do not need",
     "model.num_gpus_per_node": "OpenRLHF reads it from the deepspeed launcher, which we do not need",
     "ds.logprob_chunk_size": "full logits are never in memory",
+    "ds.load_in_8bit": INT8,
     "logger.metrics_file": "metrics on disk",
 }
 
@@ -153,6 +155,7 @@ OURS = {
         "vllm.threads": "engines on a CPU",
         "vllm.sync_bucket_mb": "weights travel in buckets",
         "ds.logprob_chunk_size": "full logits are never in memory",
+        "ds.load_in_8bit": INT8,
         "logger.metrics_file": "metrics on disk",
         "logger.rollout_dir": "rollouts on disk",
     },

@@ -1,5 +1,5 @@
-"""Adapters in a DeepSpeedEngine on two ranks, on whole, 4-bit and 8-bit weights: trained as by peft alone, left out, saved,
-and merged into weights with which a real vLLM engine says what the trainer says."""
+"""Adapters in a DeepSpeedEngine on two ranks, on whole, 4-bit and 8-bit weights: trained as by peft alone, left out,
+saved, and merged into weights with which a real vLLM engine says what the trainer says."""
 
 from __future__ import annotations
 

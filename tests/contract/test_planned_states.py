@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 
 RANKS = 2
 LORA, NF4 = {"lora": LoraSpec(rank=4, alpha=8)}, {"load_in_4bit": True}
+INT8 = {"load_in_8bit": True}
 FROZEN: dict[str, Any] = {"trainable": False, "dtype": "bf16"}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     **{f"stage {stage}": ({"zero_stage": stage}, {}) for stage in (0, 1, 2, 3)},
@@ -39,6 +40,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "stage 3, bf16, adapters": ({"zero_stage": 3, "dtype": "bf16"}, LORA),
     "stage 0, adapters on 4 bits": ({"zero_stage": 0}, LORA | NF4),
     "stage 2, bf16, adapters on 4 bits": ({"zero_stage": 2, "dtype": "bf16"}, LORA | NF4),
+    "stage 0, adapters on 8 bits": ({"zero_stage": 0}, LORA | INT8),
+    "stage 2, bf16, adapters on 8 bits": ({"zero_stage": 2, "dtype": "bf16"}, LORA | INT8),
     "stage 0, 8 bits": ({"zero_stage": 0, "eight_bit": True}, {}),
     **{f"stage {n}, bf16, 8 bits": ({"zero_stage": n, "dtype": "bf16", "eight_bit": True}, {}) for n in (1, 2, 3)},
     "frozen": (FROZEN, {}),
@@ -179,6 +182,7 @@ def run_of(folder: Path, case: str) -> ModelRun:
         zero_stage=effective_stage(spec),
         lora=lora and Lora(lora.rank, lora.alpha, lora.target_modules),
         load_in_4bit=model.get("load_in_4bit", False),
+        load_in_8bit=model.get("load_in_8bit", False),
         eight_bit=spec.eight_bit,
         adam_offload=spec.adam_offload,
         param_offload=spec.param_offload,

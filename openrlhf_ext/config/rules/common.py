@@ -90,15 +90,24 @@ def reentrant_needs_checkpointing(config: Any, explicit: Explicit) -> Iterator[V
         )
 
 
-def four_bits_are_not_sharded(config: Any, explicit: Explicit) -> Iterator[Violation]:
+def quantised_weights_are_not_sharded(config: Any, explicit: Explicit) -> Iterator[Violation]:
     ds = config.ds
-    if ds.load_in_4bit and ds.zero_stage == 3:
-        yield Violation("--ds.load_in_4bit", None, "4-bit weights are not sharded; set --ds.zero_stage 2 or less")
-    elif ds.load_in_4bit and ds.param_dtype == "bf16" and ds.grad_accum_dtype == "fp32":
+    if not (ds.load_in_4bit or ds.load_in_8bit):
+        return
+    bits = 4 if ds.load_in_4bit else 8
+    if ds.load_in_4bit and ds.load_in_8bit:
+        yield Violation(
+            "--ds.load_in_8bit", None, "the weights have 4 bits by --ds.load_in_4bit; leave one of them out"
+        )
+    elif ds.zero_stage == 3:
+        yield Violation(
+            f"--ds.load_in_{bits}bit", None, f"{bits}-bit weights are not sharded; set --ds.zero_stage 2 or less"
+        )
+    elif ds.param_dtype == "bf16" and ds.grad_accum_dtype == "fp32":
         yield Violation(
             "--ds.grad_accum_dtype",
             "fp32",
-            "gradients are summed in float32 at stage 3 alone, which 4-bit weights rule out",
+            f"gradients are summed in float32 at stage 3 alone, which {bits}-bit weights rule out",
         )
 
 
@@ -124,6 +133,6 @@ COMMON_RULES: tuple[Rule, ...] = (
     overlap_needs_stage_2,
     varlen_needs_packing,
     reentrant_needs_checkpointing,
-    four_bits_are_not_sharded,
+    quantised_weights_are_not_sharded,
     eight_bits_stay_on_the_device,
 )

@@ -128,7 +128,7 @@ NEEDS = (
         "--train.dynamic_batch_enable",
     ),
     Need(
-        (*_paths("ds.lora.", "alpha target_modules dropout"), "ds.load_in_4bit"),
+        (*_paths("ds.lora.", "alpha target_modules dropout"), "ds.load_in_4bit", "ds.load_in_8bit"),
         lambda c: c.ds.lora.rank > 0,
         "--ds.lora.rank above 0",
     ),

@@ -44,7 +44,8 @@ def _goes_on_from_adapters(config: Any) -> bool:
 def adapters_have_a_rank(config: Any, explicit: Explicit) -> Iterator[Violation]:
     if config.ds.lora.rank > 0 or _goes_on_from_adapters(config):
         return
-    for path in ("ds.lora.alpha", "ds.lora.target_modules", "ds.lora.dropout", "ds.load_in_4bit"):
+    for name in ("lora.alpha", "lora.target_modules", "lora.dropout", "load_in_4bit", "load_in_8bit"):
+        path = f"ds.{name}"
         if get(config, path) != flags_of(type(config))[path].default:
             yield Violation(f"--{path}", None, "it has no effect without --ds.lora.rank above 0")
 

@@ -18,9 +18,9 @@ from openrlhf_ext.plan.setup import setup_of
 from openrlhf_ext.plan.types import SCORERS, Card, DataSize, EngineRun, Hardware, ModelRun, Setup
 
 CARD = Card("made up", 80_000_000_000, 500_000_000, 1e15, 3e12, 4e11)
-GPUS = Device("cuda", 8, frozenset({"sleep", "ipc", "bf16", "flash_attention", "varlen", "4bit"}))
-TWO = Device("cuda", 2, frozenset({"sleep", "ipc", "bf16", "flash_attention", "varlen", "4bit"}))
-CPU = Device("cpu", 0, frozenset({"bf16", "4bit"}))
+GPUS = Device("cuda", 8, frozenset({"sleep", "ipc", "bf16", "flash_attention", "varlen", "4bit", "8bit"}))
+TWO = Device("cuda", 2, frozenset({"sleep", "ipc", "bf16", "flash_attention", "varlen", "4bit", "8bit"}))
+CPU = Device("cpu", 0, frozenset({"bf16", "4bit", "8bit"}))
 DEVICES = {"8 GPUs": GPUS, "2 GPUs": TWO, "a CPU": CPU}
 MODEL = "--actor.model_name_or_path Qwen/Qwen3-0.6B"
 REWARD_MODEL = "--reward.model_name_or_path Qwen/Qwen3-1.7B"
@@ -59,6 +59,7 @@ VARIANTS = {
     "offloaded reference": f"{REINFORCE} --ds.zero_stage 2 --ref.offload --ds.adam_offload",
     "adapters": f"{REINFORCE} --ds.lora.rank 16 --ds.lora.alpha 32 --ds.lora.target_modules q_proj v_proj",
     "quantised, with a critic": f"--ds.lora.rank 16 --ds.load_in_4bit --ds.zero_stage 2 {REWARD_MODEL}",
+    "8-bit base, with a critic": f"--ds.lora.rank 16 --ds.load_in_8bit --ds.zero_stage 2 {REWARD_MODEL}",
     "checkpointing": f"{REINFORCE} --actor.gradient_checkpointing_enable --ds.packing_samples",
     "reentrant": f"{REINFORCE} --actor.gradient_checkpointing_enable --actor.gradient_checkpointing_reentrant",
     "chunks": f"{REINFORCE} --ds.logprob_chunk_size 256 --ds.attn_implementation sdpa",
@@ -149,7 +150,7 @@ def same_model(run: ModelRun, role: TrainedRole) -> None:
         ours, theirs = run.lora, lora
         assert (ours.rank, ours.alpha, ours.dropout) == (theirs.rank, theirs.alpha, theirs.dropout)
         assert ours.targets == theirs.target_modules
-    assert run.load_in_4bit == model.load_in_4bit
+    assert (run.load_in_4bit, run.load_in_8bit) == (model.load_in_4bit, model.load_in_8bit)
     assert (run.gradient_checkpointing, run.reentrant) == (model.gradient_checkpointing, model.reentrant)
     assert (run.packing, run.attention, run.logprob_chunk) == (
         model.packing,
@@ -174,12 +175,13 @@ SUPERVISED = {
     "dpo": "--ds.lora.rank 8 --ds.load_in_4bit --ds.adam_offload --ds.packing_samples",
     "sft": "--ds.param_dtype fp16 --ds.zero_stage 0 --ds.logprob_chunk_size 128",
 }
+EIGHT_BITS = "--ds.lora.rank 8 --ds.load_in_8bit"
 
 
 @pytest.mark.parametrize("device", [GPUS, CPU], ids=["a GPU", "a CPU"])
-@pytest.mark.parametrize("command", SUPERVISED)
-def test_supervised_models_are_those_that_start(command: str, device: Device):
-    flags = f"--model.model_name_or_path Qwen/Qwen3-0.6B --data.dataset d {SUPERVISED[command]}"
+@pytest.mark.parametrize(("command", "given"), [*SUPERVISED.items(), *((name, EIGHT_BITS) for name in SUPERVISED)])
+def test_supervised_models_are_those_that_start(command: str, given: str, device: Device):
+    flags = f"--model.model_name_or_path Qwen/Qwen3-0.6B --data.dataset d {given}"
     parsed = parse(command, flags.split())
     config = parsed.config
     data = DataSize(rows=None, mean_tokens=None, max_tokens=config.data.max_len)

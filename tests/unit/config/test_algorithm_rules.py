@@ -114,6 +114,7 @@ FORBIDDEN = [
     (ASYNC + "--train.colocate_all --ds.enable_sleep", "work at the same time; leave it out"),
     # adapters
     ("--ds.load_in_4bit", "without --ds.lora.rank above 0"),
+    ("--ds.load_in_8bit", "without --ds.lora.rank above 0"),
     ("--ds.lora.alpha 32", "without --ds.lora.rank above 0"),
     ("--ds.lora.dropout 0.1", "without --ds.lora.rank above 0"),
     ("--ds.lora.target_modules q_proj", "without --ds.lora.rank above 0"),
@@ -122,6 +123,9 @@ FORBIDDEN = [
     (LORA + "--ds.lora.target_modules", "all-linear, or names"),
     ("--ds.lora.rank -1", "0 or more"),
     (LORA + "--ds.load_in_4bit --ds.zero_stage 3", "set --ds.zero_stage 2 or less"),
+    (LORA + "--ds.load_in_8bit --ds.zero_stage 3", "8-bit weights are not sharded; set --ds.zero_stage 2 or less"),
+    (LORA + "--ds.load_in_8bit --ds.zero_stage 2 --ds.grad_accum_dtype fp32", "which 8-bit weights rule out"),
+    (LORA + "--ds.load_in_4bit --ds.load_in_8bit", "4 bits by --ds.load_in_4bit; leave one of them out"),
 ]
 
 ALLOWED = [
@@ -148,6 +152,7 @@ ALLOWED = [
     "--rollout.batch_size 128 --rollout.vllm_generate_batch_size 256",
     ASYNC + "--train.async_queue_size 2 --train.partial_rollout_enable",
     LORA + "--ds.load_in_4bit --ds.lora.alpha 32 --ds.lora.dropout 0.1 --ds.lora.target_modules q_proj v_proj",
+    LORA + "--ds.load_in_8bit --ds.zero_stage 2",
     LORA + "--ds.zero_stage 3",
 ]
 
@@ -171,7 +176,7 @@ def test_what_is_allowed(text: str):
 
 
 def test_what_adapters_need_is_refused_without_them():
-    for text in ("--ds.lora.alpha 8", "--ds.load_in_4bit", "--ds.lora.dropout 0.1"):
+    for text in ("--ds.lora.alpha 8", "--ds.load_in_4bit", "--ds.load_in_8bit", "--ds.lora.dropout 0.1"):
         with pytest.raises(ConfigError, match=r"it has no effect without --ds\.lora\.rank"):
             parse("sft", f"--model.model_name_or_path m --data.dataset d {text}".split())
     assert parse(

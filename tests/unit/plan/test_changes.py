@@ -40,6 +40,16 @@ def test_dpo_of_7b_is_brought_to_12_gb_by_training_something_else():
     assert fits("dpo", with_changes(DPO, changes), 12)
 
 
+def test_8_bits_that_do_not_fit_become_4():
+    asked = f"{DPO} {LORA} --ds.load_in_8bit"
+    assert fits("dpo", asked, 12) and not fits("dpo", asked, 8)
+    changes = changes_for(*arguments("dpo", asked, 8))
+    assert [(change.flag, change.value) for change in changes if not change.same_result] == [
+        ("--ds.load_in_4bit", "true"), ("--ds.load_in_8bit", "false")
+    ]  # fmt: skip
+    assert fits("dpo", with_changes(asked, changes), 8)
+
+
 LARGE_ENGINE = (
     "--actor.model_name_or_path meta-llama/Llama-3.1-70B --algo.advantage.estimator reinforce --ds.zero_stage 3 "
     "--actor.num_gpus_per_node 8 --rollout.batch_size 128 --train.batch_size 128 "

@@ -38,6 +38,7 @@ def runs(draw):
     command = draw(st.sampled_from(tuple(COMMANDS)))
     section = "actor" if command == "rl" else "model"
     rank = draw(st.sampled_from((0, 16)))
+    bits = draw(st.sampled_from((None, 4, 8))) if rank else None
     values = {
         f"{section}.model_name_or_path": draw(st.sampled_from(MODELS)),
         f"{section}.num_gpus_per_node": draw(st.sampled_from((1, 2, 8))),
@@ -49,7 +50,8 @@ def runs(draw):
         "ds.adam_offload": draw(st.booleans()),
         "ds.logprob_chunk_size": draw(st.sampled_from((256, 1024))),
         "ds.lora.rank": rank,
-        "ds.load_in_4bit": bool(rank) and draw(st.booleans()),
+        "ds.load_in_4bit": bits == 4,
+        "ds.load_in_8bit": bits == 8,
         "train.batch_size": 256,
         "train.micro_batch_size": draw(st.sampled_from((1, 2, 4))),
         "data.max_len": draw(st.sampled_from((512, 2048))),

@@ -101,6 +101,23 @@ def test_nf4_is_what_bitsandbytes_allocates(dtype: Any):
     assert sizes["embeddings, norms and head in higher precision"] == {"bf16": 2, "fp32": 4}[dtype] * whole
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_8_bits_are_what_bitsandbytes_allocates(dtype: Any):
+    """One layer of each shape, quantised for real: its weight and the scales of its rows."""
+    shape = replace(SMALL, hidden=96, layers=1, heads=3, kv_heads=1, head_dim=17, ffn=190, vocab=50, windows=(None,))
+    sizes = by_name(run_of(shape=shape, trainable=False, zero_stage=0, load_in_8bit=True, dtype=dtype))
+    numbers = {(51, 96): 1, (17, 96): 2, (96, 51): 1, (190, 96): 2, (96, 190): 1}
+    packed = scales = 0
+    for out_in, count in numbers.items():
+        weight = bitsandbytes.nn.Int8Params(torch.randn(out_in), requires_grad=False).to("cpu")
+        packed += count * weight.nbytes
+        scales += count * weight.SCB.nbytes
+    assert sizes["quantised base"] == packed
+    assert sizes["quantisation constants"] == scales
+    whole = 50 * 96 + 2 * 96 + 96 + 2 * 17  # the tied embedding, the norms of block and end, those of queries and keys
+    assert sizes["embeddings, norms and head in higher precision"] == {"bf16": 2, "fp32": 4}[dtype] * whole
+
+
 def test_nf4_of_medgemma_27b():
     run = run_of("google/medgemma-27b-text-it", zero_stage=2, ranks=1, load_in_4bit=True, lora=Lora(384, 768))
     sizes = by_name(run)
