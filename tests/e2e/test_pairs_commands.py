@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,18 @@ def test_adapters_have_their_base_as_the_reference(folder: Path):
     assert len(expected) == STEPS // EPOCHS
     for strategy, (record, _) in of.items():
         assert losses(record) == pytest.approx(expected, rel=1e-5), strategy
+
+
+def test_adapters_on_8_bits_have_their_base_as_the_reference(folder: Path):
+    once = ("--train.max_epochs", "1", "--eval.dataset", "None", "--eval.steps", "-1")
+    bits = (*LORA, "--ds.load_in_8bit", *once)
+    of = {s: trained("dpo", folder, f"int8_{s}", *bits, "--ref.strategy", s) for s in ("base", "cached", "model")}
+    expected, cached, whole = (losses(of[strategy][0]) for strategy in ("base", "cached", "model"))
+    assert len(expected) == STEPS // EPOCHS and expected[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert cached == pytest.approx(expected, rel=1e-5)
+    assert whole == pytest.approx(expected, rel=0.02) and whole != expected, "a second model has whole weights"
+    exported = build_model(ModelSpec(str(of["base"][0].folder / "model"), dtype="fp32"))
+    assert all(parameter.dtype == torch.float32 for parameter in exported.parameters())
 
 
 def test_dpo_goes_on_from_the_adapters_of_sft(folder: Path):
