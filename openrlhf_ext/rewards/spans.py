@@ -121,7 +121,7 @@ def find_between(pieces: Sequence[bytes], open_tag: str, close_tag: str, *, open
 def span_of(pieces: Sequence[bytes], first: int, last: int) -> Span:
     """The tokens that lie within the bytes from `first` to before `last`.
 
-    Bytes at its edges that are no UTF-8 even with their neighbours, a letter that never ends, read as U+FFFD.
+    Bytes at its edges that are no UTF-8, a letter that never ends, read as U+FFFD.
     """
     text = b"".join(pieces)
     assert 0 <= first <= last <= len(text)
@@ -130,14 +130,25 @@ def span_of(pieces: Sequence[bytes], first: int, last: int) -> Span:
     start, stop = bisect_left(starts, first), bisect_right(ends, last)
     if start >= stop:  # no token lies within it as a whole
         return Span(stop, stop, text[first:last].decode(errors="replace"))
-    while start < stop and starts[start] - first < LONGEST_LETTER and not _is_text(text[first : starts[start]]):
+    while start < stop and _within_a_letter(text, starts[start]):
         start += 1
-    while start < stop and last - ends[stop - 1] < LONGEST_LETTER and not _is_text(text[ends[stop - 1] : last]):
+    while start < stop and _within_a_letter(text, ends[stop - 1]):
         stop -= 1
     if start == stop:
         return Span(start, start, text[first:last].decode(errors="replace"))
     before, after = text[first : starts[start]], text[ends[stop - 1] : last]
     return Span(start, stop, before.decode(errors="replace"), after.decode(errors="replace"))
+
+
+def _within_a_letter(text: bytes, place: int) -> bool:
+    """Whether a letter (UTF-8, RFC 3629) begins before this byte and goes on with it."""
+    for back in range(1, min(place, LONGEST_LETTER - 1) + 1):
+        letter = text[place - back : place - back + LONGEST_LETTER]
+        if letter[0] & 0xC0 == 0x80:
+            continue
+        size = 1 + (letter[0] >= 0xC0) + (letter[0] >= 0xE0) + (letter[0] >= 0xF0)
+        return size > back and _is_text(letter[:size])
+    return False
 
 
 def _is_text(part: bytes) -> bool:

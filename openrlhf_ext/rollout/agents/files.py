@@ -92,21 +92,24 @@ def _executor(kind: type[Any]) -> Any:
 
 
 def provide_openrlhf(path: str) -> None:
-    """Let `openrlhf.utils.agent` be imported: the real one where it can be, else our implementation under its name.
+    """Let `openrlhf.utils.agent` be imported: always our implementation, whose turns our engine plays token by token.
 
-    The real one takes seconds and a GPU's libraries to import, so it is tried only for a file that names it.
+    What else a file takes from OpenRLHF is the real one, where that can be imported. It takes seconds to import, so
+    it is tried only for a file that names it.
     """
+    executors = importlib.import_module("openrlhf_ext.rollout.agents.executors")
     if importlib.util.find_spec("openrlhf") is not None:
         with open(path, encoding="utf-8", errors="replace") as file:
             if not re.search(r"\bopenrlhf\b", file.read()):
                 return
         try:
-            importlib.import_module("openrlhf.utils.agent")
-            return
+            utilities = importlib.import_module("openrlhf.utils")
         except Exception:
             for name in [name for name in sys.modules if name == "openrlhf" or name.startswith("openrlhf.")]:
                 del sys.modules[name]
-    executors = importlib.import_module("openrlhf_ext.rollout.agents.executors")
+        else:
+            sys.modules["openrlhf.utils.agent"] = utilities.agent = executors  # type: ignore[attr-defined]
+            return
     log = ModuleType("openrlhf.utils.logging_utils")
     log.init_logger = logging.getLogger  # type: ignore[attr-defined]
     parts = {"utils.agent": executors, "utils.logging_utils": log}

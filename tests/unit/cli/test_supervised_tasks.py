@@ -37,6 +37,7 @@ def test_held_out_rows_are_needed_where_they_are_named(command: str, tmp_path: P
     with pytest.raises(DataError, match=r"held.jsonl has no rows: give a data set with at least one"):
         task_of(command, tmp_path, [])
     empty = dict.fromkeys(ROWS[command], "\n\nHuman: a\n\nAssistant: " if command != "sft" else " ")
-    with pytest.raises(DataError, match=r"none of the 1 rows of .*held.jsonl can be .*\(1 (empty_response|identical)\)"):
+    said = r"none of the 1 rows of .*held.jsonl can be .*\(1 (empty_response|identical)\)"
+    with pytest.raises(DataError, match=said):
         task_of(command, tmp_path, [empty])
     assert sum(batch.rows for batch in task_of(command, tmp_path, [ROWS[command]] * 2).held_out) in (2, 4)

@@ -113,7 +113,7 @@ def test_rl_counts_what_the_source_hands_out_and_the_schedule_is_made_for(
     by_step = [rl.optimizer_steps(size * samples) for size in sizes]
     assert got.optimizer_steps == sum(by_step[max(freezing, 0) :])
     frozen = replace(rl, value_objective=object(), freezing_steps=max(freezing, 0))  # type: ignore[arg-type]
-    schedule = _schedule(prompts, cfg, frozen)
+    schedule = _schedule(prompts, cfg, frozen, players=1)
     assert max(got.optimizer_steps, 1) == schedule.policy
     assert got.warmup_steps == _warmup(schedule.policy, cfg.actor.lr_warmup_ratio)
 

@@ -52,7 +52,8 @@ PARTS = st.one_of(
     st.text(max_size=12),
     st.sampled_from([OPEN, CLOSE, "<", ">", "</", "explanation", "\n", " ", "é", "漢", "🙂", "e\u0301"]),
 )  # fmt: skip
-ANSWERS = st.lists(PARTS, max_size=8).map("".join)
+# A piece vocabulary writes a space as this character, so it cannot tell the two apart.
+ANSWERS = st.lists(PARTS, max_size=8).map("".join).filter(lambda text: "\u2581" not in text)
 
 
 def slow(text: str) -> tuple[str, bool]:
@@ -147,7 +148,7 @@ def test_the_prompt_may_have_opened_the_tag():
 def test_bytes_that_are_no_letters():
     letters = [bytes([letter]) for letter in b"abcdefgh"]
     span = span_of([b"<\xff", *letters, b"\xe6>"], 1, 11)
-    assert (span.before, span.start, span.stop, span.after) == ("\ufffdabc", 4, 6, "fgh\ufffd")
+    assert (span.before, span.start, span.stop, span.after) == ("\ufffd", 1, 9, "\ufffd")
 
 
 def test_words_with_marks_are_refused():
