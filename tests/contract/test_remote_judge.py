@@ -17,6 +17,8 @@ from openrlhf_ext.cluster.judge import RESTARTS, JudgeEngines, RemoteJudge
 from openrlhf_ext.cluster.phases import Phases, Sleeper
 from openrlhf_ext.rewards.judge.types import NoReply, Question, Reply
 
+pytestmark = pytest.mark.slow
+
 
 class Echo:
     """Answers with the question and notes whom it was asked; "die once" kills its process once, "die" each time."""

@@ -201,6 +201,7 @@ def cramped(tmp_path) -> Iterator[Served]:
     served.engine.close()
 
 
+@pytest.mark.slow
 def test_putting_requests_off_changes_no_token_and_a_missing_weight_is_noticed(cramped: Served):
     asked = requests(cramped, max_new_tokens=200)
     together = tokens_of(cramped.engine.call("generate", asked))

@@ -13,6 +13,7 @@ from openrlhf_ext.data.tokenizer import load_tokenizer
 from openrlhf_ext.track.rollouts import read_step, rollout_path
 from openrlhf_ext.types import Outcome, Rollout, ScoreFailure
 
+pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples/agents"
 STEPS = 2
 FLAGS = shlex.split("""
@@ -110,7 +111,6 @@ def test_a_file_that_is_no_agent_is_refused_before_anything_loads(folder: Path):
     assert "--train.agent_func_path" in output and "no_such_module" in output
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["openrlhf_agent", "two_turn", "calculator"])
 def test_the_examples_train(folder: Path, name: str):
     longer = ("--data.max_len", "250", "--agent.max_turns", "4")
