@@ -20,6 +20,8 @@ from openrlhf_ext.models.build import build_model
 from openrlhf_ext.models.spec import ModelSpec
 from openrlhf_ext.models.tiny import build_tiny_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -14,6 +14,7 @@ from scenario import FLAGS, SHAPE, Record, output_to
 
 from openrlhf_ext.models.tiny import TinyShape, build_tiny_model
 
+pytestmark = pytest.mark.slow
 RUBRIC = """\
 instructions: |
   Question: {{ prompt }}
@@ -107,7 +108,6 @@ def test_what_a_judge_costs_is_logged(colocated: Record):
         assert line["memory/judge/score/measured_gb"] > 0
 
 
-@pytest.mark.slow
 def test_two_engines_elsewhere_one_of_them_killed_give_the_same_rewards(workshop: Path, colocated: Record):
     record = Record(workshop / "spread")
     with job("rl", [*JUDGED, "--judge.num_engines", "2", *output_to("spread")], workshop) as started:
