@@ -84,6 +84,15 @@ choose_output() {
   KEPT=(--ckpt.output_dir "$OUTPUT" --ckpt.path "$OUTPUT/checkpoints" --ckpt.load_enable)
 }
 
+# All that comes before training. $1: the effective batch that the job is made for, where it has one.
+prepare() {
+  count_ranks
+  [ -z "${1:-}" ] || check_batch "$1"
+  enter_cluster
+  choose_sweep
+  choose_output
+}
+
 # Run a command in the background, tell it when the time is nearly up, and answer with its exit code.
 await() { # TELL COMMAND...
   local tell=$1 code=0 pid

@@ -29,10 +29,6 @@ source "$ROOT/slurm/job.sh"
 
 case ${1:-} in -h | --help) usage "$JOB_SCRIPT"; exit 0 ;; esac
 MODEL=${MODEL:?names the model, a folder or hub name} DATA=${DATA:?names the pairs to train on}
-count_ranks
-check_batch 64
-enter_cluster
-choose_sweep
-choose_output
+prepare 64
 train_ranks dpo --ds.zero_stage 3 --model.model_name_or_path "$MODEL" --data.dataset "$DATA" \
   ${TEST:+--eval.dataset "$TEST"} --ckpt.save_steps 100 "$@"

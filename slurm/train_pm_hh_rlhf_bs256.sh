@@ -28,10 +28,6 @@ ROOT=${ROOT:-$(cd "$(dirname "$JOB_SCRIPT")/.." && pwd)}
 source "$ROOT/slurm/job.sh"
 
 case ${1:-} in -h | --help) usage "$JOB_SCRIPT"; exit 0 ;; esac
-count_ranks
-check_batch 256
-enter_cluster
-choose_sweep
-choose_output
+prepare 256
 train_ranks rm --preset qwen3-4b-pm-16x24gb ${MODEL:+--model.model_name_or_path "$MODEL"} \
   ${DATA:+--data.dataset "$DATA" --eval.dataset "${TEST:?names the rows to evaluate on, as DATA those to train on}" --eval.split train} "$@"

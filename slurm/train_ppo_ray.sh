@@ -31,10 +31,7 @@ source "$ROOT/slurm/job.sh"
 case ${1:-} in -h | --help) usage "$JOB_SCRIPT"; exit 0 ;; esac
 MODEL=${MODEL:?names the policy, a folder or hub name} DATA=${DATA:?names the prompts}
 REWARD=${REWARD:?names where rewards come from, a Python file or a URL}
-count_ranks
-enter_cluster
-choose_sweep
-choose_output
+prepare "" # the batch of RL is the command's own affair
 start_ray
 train_on_ray rl --train.colocate_all --actor.num_nodes "$NODES" --actor.num_gpus_per_node "$PER_NODE" \
   --vllm.num_engines "$RANKS" --ds.zero_stage 3 --ckpt.save_steps 5 --actor.model_name_or_path "$MODEL" \

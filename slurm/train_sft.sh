@@ -28,10 +28,6 @@ source "$ROOT/slurm/job.sh"
 
 case ${1:-} in -h | --help) usage "$JOB_SCRIPT"; exit 0 ;; esac
 MODEL=${MODEL:?names the model, a folder or hub name} DATA=${DATA:?names the rows to train on}
-count_ranks
-check_batch 128
-enter_cluster
-choose_sweep
-choose_output
+prepare 128
 train_ranks sft --ds.zero_stage 3 --model.model_name_or_path "$MODEL" --data.dataset "$DATA" \
   ${TEST:+--eval.dataset "$TEST"} --ckpt.save_steps 100 "$@"

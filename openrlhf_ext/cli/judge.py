@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 from openrlhf_ext.cli import boundary
 from openrlhf_ext.cli.help import answer_help
+from openrlhf_ext.cli.main import names_one
 from openrlhf_ext.config import parse
 from openrlhf_ext.config.judge_command import CalibrateConfig, ServeJudgeConfig
-from openrlhf_ext.config.nearest import nearest
-from openrlhf_ext.errors import ConfigError
 
 COMMANDS = {
     "calibrate": (CalibrateConfig, "the judge against labelled rows: agreement, kappa, position bias, consistency"),
@@ -20,17 +19,9 @@ COMMANDS = {
 
 def main(argv: Sequence[str]) -> int:
     """Raises ConfigError for a subcommand that is not there, and what the subcommands raise."""
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print("usage: openrlhf-ext judge COMMAND ...\n")
-        for name, (_, words) in COMMANDS.items():
-            print(f"  {name:<12}{words}")
-        print("\nopenrlhf-ext judge COMMAND --help lists the flags of a command.")
+    if not names_one("openrlhf-ext judge", argv, {name: words for name, (_, words) in COMMANDS.items()}):
         return 0
     command, *rest = argv
-    if command not in COMMANDS:
-        near = nearest(command, COMMANDS, dashes=False)
-        ask = f"did you mean {near}" if near else f"the commands are {', '.join(COMMANDS)}"
-        raise ConfigError(f"openrlhf-ext judge {command}: there is no such command; {ask}.")
     tree = COMMANDS[command][0]
     if answer_help(f"judge {command}", rest, tree):
         return 0

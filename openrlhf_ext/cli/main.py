@@ -29,19 +29,9 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 
 def dispatch(argv: Sequence[str]) -> int:
     """Run the command that `argv` names. Raises ConfigError on a name that is not there."""
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print("usage: openrlhf-ext COMMAND ...\n")
-        for name, (_, words) in COMMANDS.items():
-            print(f"  {name:<12}{words}")
-        print("\nopenrlhf-ext COMMAND --help lists the flags of a command.")
+    if not names_one("openrlhf-ext", argv, {name: words for name, (_, words) in COMMANDS.items()}):
         return 0
     command, *rest = argv
-    if command not in COMMANDS:
-        from openrlhf_ext.config.nearest import nearest
-
-        near = nearest(command, COMMANDS, dashes=False)
-        ask = f"did you mean {near}" if near else f"the commands are {', '.join(COMMANDS)}"
-        raise ConfigError(f"openrlhf-ext {command}: there is no such command; {ask}.")
     if "--help" in rest or "-h" in rest:
         from openrlhf_ext import config
         from openrlhf_ext.cli.help import answer_help
@@ -50,6 +40,26 @@ def dispatch(argv: Sequence[str]) -> int:
             answer_help(command, rest)
             return 0
     return importlib.import_module(COMMANDS[command][0]).main(rest)
+
+
+def names_one(program: str, argv: Sequence[str], commands: Mapping[str, str]) -> bool:
+    """Whether `argv` begins with one of these commands; where it asks for them instead, they are printed.
+
+    Raises ConfigError for any other word.
+    """
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(f"usage: {program} COMMAND ...\n")
+        for name, words in commands.items():
+            print(f"  {name:<12}{words}")
+        print(f"\n{program} COMMAND --help lists the flags of a command.")
+        return False
+    if argv[0] not in commands:
+        from openrlhf_ext.config.nearest import nearest
+
+        near = nearest(argv[0], commands, dashes=False)
+        ask = f"did you mean {near}" if near else f"the commands are {', '.join(commands)}"
+        raise ConfigError(f"{program} {argv[0]}: there is no such command; {ask}.")
+    return True
 
 
 def main() -> NoReturn:
