@@ -15,7 +15,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["openrlhf_ext", "openrlhf_ext.*"]),
-    package_data={"openrlhf_ext": ["py.typed", "**/*.yaml", "**/*.jinja", "**/*.json", "**/*.html", "**/*.css", "**/*.js"]},
+    package_data={"openrlhf_ext": ["py.typed", "**/*.yaml", "**/*.jinja", "**/*.json", "**/page/*"]},
     install_requires=[
         "torch>=2.11",
         "ray[default]>=2.55",
