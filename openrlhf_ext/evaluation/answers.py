@@ -23,9 +23,9 @@ from openrlhf_ext.track.files import sync_folder
 
 ANSWERS, RESULT = "answers.parquet", "result.json"
 
-Outcome = Literal["right", "wrong", "unanswered", "truncated", "failed"]
+Outcome = Literal["right", "wrong", "unanswered", "truncated", "failed", "ungraded"]
 """`unanswered`: the rule found no answer in the text; `truncated`: it ended at the limit without one; `failed`: it
-could not be scored."""
+could not be scored; `ungraded`: nobody was asked whether it is right. The last two are in no rate."""
 
 
 class AnswerKey(NamedTuple):
@@ -59,6 +59,8 @@ class AnswerRow:
     context: str | None = None
     extracted: str | None = None  # what the rule found in the answer
     score: float | None = None  # None where it could not be scored
+    reference_logprob: float | None = None  # sum over the reference's tokens, after the prompt; None: not asked for
+    reference_tokens: int = 0
     tokens: int = 0  # of the answer
     finish: str = "stop"
     notes: Mapping[str, str] = field(default_factory=dict)  # words of the scorer, such as a judge's verdict
@@ -81,6 +83,8 @@ _SCHEMA = pa.schema(
         ("context", pa.string()),
         ("extracted", pa.string()),
         ("score", pa.float64()),
+        ("reference_logprob", pa.float64()),
+        ("reference_tokens", pa.int32()),
         ("tokens", pa.int32()),
         ("finish", pa.string()),
         ("notes", pa.map_(pa.string(), pa.string())),

@@ -12,9 +12,10 @@ from openrlhf_ext.errors import DataError
 from openrlhf_ext.evaluation.answers import ANSWERS, Answerer, AnswerRow, content_keys, read_answers, write_answers
 
 MODEL = Answerer("outputs/a", "f00d")
-ROW = AnswerRow("k", 0, "set", "What?", "That.", "right", reference="That.", score=1.0, tokens=3,
+ROW = AnswerRow("k", 0, "set", "What?", "That.", "right", reference="That.", score=1.0, reference_logprob=-2.5,
+                reference_tokens=4, tokens=3,
                 notes={"judge": "yes"}, columns={"subject": ["1.4", "2"], "n": 3, "none": None})  # fmt: skip
-BARE = AnswerRow("k", 1, "set", "What?", "", "unanswered")
+BARE = AnswerRow("k", 1, "set", "What?", "", "ungraded")
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
