@@ -86,11 +86,11 @@ def _read_array(path: Path, data: bytes) -> list[Values]:
     return rows
 
 
-def read_csv(path: Path, limit: int | None = None) -> list[Values]:
+def read_csv(path: Path, limit: int | None = None, *, typed: bool = True) -> list[Values]:
     """A CSV file with a header line.
 
     A column whose filled cells are all integers (or all numbers) becomes numbers, with None for its
-    empty cells; any other column stays text, empty cells included.
+    empty cells; any other column stays text, empty cells included. Not `typed`, all are text.
     """
     with open_bytes(path) as file:
         text = _decode(path, file.read())
@@ -120,7 +120,7 @@ def read_csv(path: Path, limit: int | None = None) -> list[Values]:
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
         raise DataError(f"{path} names the column {repeated[0]!r} more than once: give each column its own name.")
-    columns = [_typed(list(column)) for column in zip(*rows, strict=True)]
+    columns = [_typed(list(column)) if typed else column for column in zip(*rows, strict=True)]
     return [dict(zip(header, cells, strict=True)) for cells in zip(*columns, strict=True)]
 
 

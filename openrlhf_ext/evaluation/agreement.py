@@ -93,8 +93,8 @@ def agreement(
     )
 
 
-def wilson(hits: int, n: int) -> Estimate:
-    """A rate with Wilson's score interval."""
+def wilson(hits: float, n: float) -> Estimate:
+    """A rate with Wilson's score interval; an effective number of observations need not be whole."""
     if not n:
         return Estimate(math.nan, math.nan, math.nan)
     low, high = proportion_confint(hits, n, alpha=1 - LEVEL, method="wilson")
@@ -146,7 +146,7 @@ def pair_order_bias(shown_first_won: Sequence[bool | None], shown_second_won: Se
     return OrderBias(len(pairs), wilson(changed, len(pairs)), wilson(sum(first), len(first)))
 
 
-def as_json(value: Agreement | Consistency | OrderBias) -> dict[str, Any]:
+def as_json(value: Agreement | Consistency | OrderBias | Estimate) -> dict[str, Any]:
     """Its fields, with null for what cannot be told."""
     return {name: _plain(item) for name, item in asdict(value).items()}
 

@@ -28,7 +28,7 @@ HOMES = {
     "transformers": {"data", "rewards", "models", "engine", "rollout"},
     "torch": set(FLOORS) - {"errors", "types", "config", "plan", "cli"},
     "tyro": {"config", "cli"},
-    "yaml": {"config", "rewards"},
+    "yaml": {"config", "rewards", "evaluation"},
     "openrlhf": set(),
 }
 FLOOR_0_MAY = {"tyro", "yaml"}
