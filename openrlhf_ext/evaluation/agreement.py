@@ -146,8 +146,8 @@ def pair_order_bias(shown_first_won: Sequence[bool | None], shown_second_won: Se
     return OrderBias(len(pairs), wilson(changed, len(pairs)), wilson(sum(first), len(first)))
 
 
-def as_json(value: Agreement | Consistency | OrderBias | Estimate) -> dict[str, Any]:
-    """Its fields, with null for what cannot be told."""
+def as_json(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass of figures, with null for what cannot be told."""
     return {name: _plain(item) for name, item in asdict(value).items()}
 
 

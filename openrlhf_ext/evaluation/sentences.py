@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from openrlhf_ext.evaluation.agreement import LEVEL
 
@@ -50,3 +50,46 @@ def threshold_sentence(estimate: Mapping[str, Any], threshold: float, n: int, *,
         return f"it is {'' if met else 'not '}{wanted}: {between}"
     side = value >= threshold if at_least else value <= threshold
     return f"{percent(value, n)} is {'' if side else 'not '}{wanted}, but {n} rows cannot tell: {between}"
+
+
+def difference_sentence(name: str, cell: Mapping[str, Any], *, better: Literal["high", "low"] = "high") -> str:
+    """What a comparison's cell says: how far B is from A, whether that means anything at this n, and how many
+    questions would be needed to tell it. `name` is what the rate is called.
+    """
+    n, difference = cell["n"], cell["difference"]
+    rates = " and ".join(f"{side.upper()} {percent(cell[side]['value'], n)}" for side in ("a", "b"))
+    head = f"{name} on {_questions(n)} that both have: {rates}; "
+    ends = [difference["low"], difference["high"]]
+    if cell["p"] is None or None in ends:
+        return f"{head}of one question nothing can be said."
+    interval = f"95 % interval {points(ends[0], n, sign=True)} to {points(ends[1], n, sign=True)} points"
+    test = f"{cell['test']}, p {probability(cell.get('p_holm', cell['p']))}"
+    if not difference["value"]:
+        return f"{head}no difference ({interval}). {_telling(cell)}"
+    way = "more" if difference["value"] > 0 else "less"
+    size = f"{points(abs(difference['value']), n)} points {way} for B"
+    if cell["told"]:
+        good = (difference["value"] > 0) == (better == "high")
+        return f"{head}{size} ({interval}; {test}): more than chance, B is {'better' if good else 'worse'}."
+    needed = f"about {cell['needed']:,} questions would be needed to tell such a difference (power 80 %)"
+    return f"{head}{size} ({interval}; {test}): it may be chance; {needed}. {_telling(cell)}"
+
+
+def points(part: float, n: float, *, sign: bool = False) -> str:
+    """Of a hundred; with decimals where there are many questions."""
+    return f"{100 * part:{'+' if sign else ''}.{0 if n < FEW else 1}f}"
+
+
+def probability(p: float) -> str:
+    return "below 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def _telling(cell: Mapping[str, Any]) -> str:
+    n = cell["n"]
+    if cell["detectable"] is None:
+        return f"{_questions(n)[0].upper()}{_questions(n)[1:]} can tell no difference at all."
+    return f"With {_questions(n)} one of {points(cell['detectable'], n)} points or more is told."
+
+
+def _questions(n: int) -> str:
+    return f"{n:,} question{'s' * (n != 1)}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from openrlhf_ext.evaluation.answers import AnswerRow
 
-LETTERS = {"r": "right", "w": "wrong", "u": "unanswered", "t": "truncated", "f": "failed"}
+LETTERS = {"r": "right", "w": "wrong", "u": "unanswered", "t": "truncated", "f": "failed", "g": "ungraded"}
 
 
 def row(

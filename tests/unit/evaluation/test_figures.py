@@ -31,9 +31,10 @@ def test_newcombes_worked_examples(hits: int, n: int, low: float, high: float) -
 
 
 def test_what_is_no_answer_is_not_right_and_what_failed_counts_nowhere() -> None:
-    found = figures_of(answers("rrwutff"))
-    assert found["outcomes"] == {"right": 2, "wrong": 1, "unanswered": 1, "truncated": 1, "failed": 2}
-    assert (found["questions"], found["answers"]) == (7, 7)
+    found = figures_of(answers("rrwutffg"))
+    counts = {"right": 2, "wrong": 1, "unanswered": 1, "truncated": 1, "failed": 2, "ungraded": 1}
+    assert found["outcomes"] == counts
+    assert (found["questions"], found["answers"]) == (8, 8)
     assert found["rated"] == {"questions": 5, "answers": 5}
     assert found["accuracy"]["value"] == pytest.approx(2 / 5)
     for name in ("wrong", "unanswered", "truncated"):
