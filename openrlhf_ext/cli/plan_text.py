@@ -156,6 +156,7 @@ def _steps(plan: Plan) -> Iterator[RenderableType]:
     kind, rows = "optimizer steps", arithmetic.effective_batch
     if plan.setup.command == "rl":
         kind, rows = "rollout steps", config.rollout.batch_size
+    most = "at most " if config.train.stop_when else ""
     batch = f"of {rows:,}"
     rest = f" and a last one of {arithmetic.leftover_rows:,}" if arithmetic.leftover_rows else ""
     epoch = f"{arithmetic.steps_per_epoch:,} full steps {batch}{rest} in an epoch"
@@ -163,8 +164,12 @@ def _steps(plan: Plan) -> Iterator[RenderableType]:
     if plan.setup.command == "rl":
         each = f"{arithmetic.effective_batch:,} sequences"
         optimizer = f", {_count(arithmetic.optimizer_steps)} optimizer steps of {each}"
-    yield Text(f"  {data.rows:,} rows: {epoch}, {arithmetic.steps_total:,} {kind} in all{optimizer}")
+    yield Text(f"  {data.rows:,} rows: {epoch}, {most}{arithmetic.steps_total:,} {kind} in all{optimizer}")
     yield Text(f"  {_cadences(arithmetic)}")
+    if most:
+        yield Text(
+            f"  it ends as soon as {config.train.stop_when}, and steps, saves and time are the most there may be"
+        )
     if data.mean_tokens is not None:
         per_step = f", {arithmetic.tokens_per_step:,.0f} tokens a step" if arithmetic.tokens_per_step else ""
         yield Text(f"  {data.mean_tokens:,.0f} tokens a row on average ({data.how}){per_step}")

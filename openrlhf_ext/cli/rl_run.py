@@ -20,7 +20,15 @@ from openrlhf_ext.cli.rl_rewards import evaluation_reward, reward_settings, rewa
 from openrlhf_ext.cli.rl_roles import Schedule, model_specs, ray_settings, roles_spec
 from openrlhf_ext.cli.rl_setup import eval_sampling, prompt_settings, rl_settings, role_sources
 from openrlhf_ext.cli.rl_student import check_rows
-from openrlhf_ext.cli.specs import cadence_of, metrics_file, open_store, open_tracking, write_config
+from openrlhf_ext.cli.specs import (
+    cadence_of,
+    goal_of,
+    goal_result,
+    metrics_file,
+    open_store,
+    open_tracking,
+    write_config,
+)
 from openrlhf_ext.cluster.build import RemoteRoles, build_roles
 from openrlhf_ext.cluster.following import RemoteMixed
 from openrlhf_ext.cluster.session import ray_session
@@ -58,8 +66,7 @@ def run(parsed: Parsed) -> int:
     assert cfg.actor.model_name_or_path is not None
     for model in model_specs(parsed, device):
         check_spec(model)
-    agent = agent_profile(cfg)
-    players = len(agent.roles) if agent else 1
+    players = _players(cfg)
     tokenizer = load_tokenizer(cfg.actor.model_name_or_path, fast=not cfg.data.disable_fast_tokenizer)
     data = _load_data(cfg, tokenizer)
     planned = preflight("rl", parsed, device, _data_size(cfg, data))
@@ -68,9 +75,8 @@ def run(parsed: Parsed) -> int:
     spec = roles_spec(parsed, device, _schedule(len(data.prompts), cfg, settings, players))
     console.print(_announcement(cfg, data, settings, device.kind, players), soft_wrap=True)
 
-    output = Path(cfg.ckpt.output_dir)
     write_config(cfg, cfg.ckpt)
-    rollouts = Path(cfg.logger.rollout_dir) if cfg.logger.rollout_dir else output / "rollouts"
+    output, rollouts = Path(cfg.ckpt.output_dir), _rollout_folder(cfg)
     judge = run_judge(cfg)
     say_if_no_better_than_chance(cfg.judge, judge.judge.rubric if judge else None)
     scorers = role_sources(cfg, tokenizer, judge)
@@ -96,6 +102,7 @@ def run(parsed: Parsed) -> int:
                 evaluate=_evaluation(cfg, data.held_out, remote.generator, held_out_reward),
                 gauges=gauges_of_driver(memory, device),
                 stop=asked,
+                until=goal_of(cfg.train.stop_when),
             )
             roles = _roles(cfg, remote, reward)
             try:
@@ -103,12 +110,22 @@ def run(parsed: Parsed) -> int:
             finally:
                 line.close()
                 tracker.close()
-            if journal.stopped:
+            if journal.stopped and journal.reached is None:
                 say_resumable(steps, data.source.total_steps, cfg.ckpt.path)
                 return COME_BACK
             _export(cfg, remote, output)
-    _conclude(cfg, _result(cfg, steps, time.monotonic() - start, rollouts), memory)
+    result = _result(cfg, steps, time.monotonic() - start, rollouts)
+    _conclude(cfg, result | goal_result(cfg.train.stop_when, journal.reached), memory)
     return 0
+
+
+def _rollout_folder(cfg: RLConfig) -> Path:
+    return Path(cfg.logger.rollout_dir or Path(cfg.ckpt.output_dir) / "rollouts")
+
+
+def _players(cfg: RLConfig) -> int:
+    agent = agent_profile(cfg)
+    return len(agent.roles) if agent else 1
 
 
 def _connect(scorers: Sequence[RoleSource], judge: RunJudge | None, remote: RemoteRoles) -> None:
@@ -214,7 +231,8 @@ def _schedule(prompts: int, cfg: RLConfig, settings: RLSettings, players: int) -
 def _announcement(cfg: RLConfig, data: RLData, settings: RLSettings, device: str, players: int) -> str:
     """What will happen, in one paragraph, before it does."""
     steps, updates = data.source.total_steps, _schedule(len(data.prompts), cfg, settings, players).policy
-    most = "at most " if settings.filter_range else ""  # what is filtered out takes other prompts with it
+    # What is filtered out takes other prompts with it, and what has reached its goal ends.
+    most = "at most " if settings.filter_range or cfg.train.stop_when else ""
     text = (
         f"{len(data.prompts)} prompts, {most}{steps} rollout steps on this {device} "
         f"({data.source.steps_per_epoch} per episode), {'at most ' * (players > 1)}{updates} optimizer steps"
@@ -242,7 +260,7 @@ def _evaluation(cfg: RLConfig, prompts: Sequence[Prompt], generator: Generator, 
     if not prompts:
         return None
     sampling = eval_sampling(cfg)
-    return lambda: evaluate_generation(prompts, generator, reward, sampling).metrics()
+    return lambda step: evaluate_generation(prompts, generator, reward, sampling).metrics()
 
 
 def _result(cfg: RLConfig, steps: int, seconds: float, rollouts: Path) -> dict[str, Any]:

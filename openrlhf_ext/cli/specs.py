@@ -6,10 +6,12 @@ import importlib.util
 import logging
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from openrlhf_ext.batch.partition import SplitSettings
+from openrlhf_ext.condition import Condition, Reached, parse_condition
 from openrlhf_ext.config import dump, write_yaml
 from openrlhf_ext.config.sections import CkptSection, DsSection, LoggerSection, OptimizerFields
 from openrlhf_ext.device import Device, attention
@@ -106,6 +108,15 @@ def split_settings(rows: int, max_tokens: int | None, *, packed: bool) -> SplitS
 def cadence_of(every: int) -> int:
     """-1, 'at the end only', is 0 in the journal's terms."""
     return max(every, 0)
+
+
+def goal_of(stop_when: str | None) -> Condition | None:
+    return None if stop_when is None else parse_condition(stop_when)
+
+
+def goal_result(stop_when: str | None, reached: Reached | None) -> dict[str, Any]:
+    """For result.json: what the run was to go on until, and where it got there (null: it did not)."""
+    return {} if stop_when is None else {"stop_when": stop_when, "reached": asdict(reached) if reached else None}
 
 
 def open_store(ckpt: CkptSection, *, leads: bool = True) -> tuple[CheckpointStore | None, Checkpoint | None]:

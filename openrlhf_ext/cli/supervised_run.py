@@ -19,6 +19,8 @@ from openrlhf_ext.cli.memory_report import as_result, memory_log, say_peaks, sho
 from openrlhf_ext.cli.preflight import preflight
 from openrlhf_ext.cli.specs import (
     cadence_of,
+    goal_of,
+    goal_result,
     metrics_file,
     open_store,
     open_tracking,
@@ -34,6 +36,7 @@ from openrlhf_ext.cli.supervised_model import (
     open_learner,
 )
 from openrlhf_ext.cli.supervised_tasks import Task, dpo_task, dropped_file, rm_task, sft_task
+from openrlhf_ext.condition import Reached
 from openrlhf_ext.config import Parsed
 from openrlhf_ext.data.dropped import write_dropped
 from openrlhf_ext.data.length_groups import StepOrder
@@ -47,7 +50,7 @@ from openrlhf_ext.track.memory import MemoryLog
 from openrlhf_ext.track.metrics import Trackers
 from openrlhf_ext.track.progress import StepProgress, console
 from openrlhf_ext.track.stop import COME_BACK, say_resumable, stop_on_signal
-from openrlhf_ext.trainers.journal import Cadence, Journal
+from openrlhf_ext.trainers.journal import Cadence, Evaluate, Journal
 from openrlhf_ext.trainers.local import LocalRole
 from openrlhf_ext.trainers.supervised import STATE, SupervisedSettings, train_supervised
 
@@ -85,8 +88,9 @@ def run(command: Command, parsed: Parsed, launch: Launch | None = None) -> int:
     )
     total = order.steps_per_epoch * cfg.train.max_epochs
     spec = learner_spec(parsed, device, task.model, total, split)
+    most = "at most " if cfg.train.stop_when else ""
     console.print(
-        f"{task.announcement()}; {total} optimizer steps of {cfg.train.batch_size} on {spec.ranks} "
+        f"{task.announcement()}; {most}{total} optimizer steps of {cfg.train.batch_size} on {spec.ranks} "
         f"{device.kind} rank{'s' if spec.ranks > 1 else ''}.",
         soft_wrap=True,
     )
@@ -103,14 +107,14 @@ def run(command: Command, parsed: Parsed, launch: Launch | None = None) -> int:
                 return task.to_step(examples, split, model.ranks)
 
             steps = train_supervised(settings, order, task.examples, to_step, model, journal, resume=latest)
-        if journal.stopped:
+        if journal.stopped and journal.reached is None:
             say_resumable(steps, total, cfg.ckpt.path)
             return COME_BACK
         model.export(output / "model")
         if cfg.ds.lora.rank or spec.model.adapters:
             model.export_adapters(output / "adapters")
     if leads:
-        _leave_result(cfg, steps, time.monotonic() - start, memory)
+        _leave_result(cfg, steps, time.monotonic() - start, memory, journal.reached)
     return 0
 
 
@@ -167,7 +171,7 @@ def _journal(
 ) -> Iterator[Journal]:
     tracker = open_tracking(cfg.logger, cfg.ckpt, cfg, latest.step if latest else None) if leads else Trackers([])
     line = StepProgress(total, task.shown, every=cfg.logger.logging_steps)
-    evaluate: Callable[[], dict[str, float]] | None = None
+    evaluate: Evaluate | None = None
     if task.evaluate is not None:
         evaluate = partial(task.evaluate, model)
     try:
@@ -179,6 +183,7 @@ def _journal(
             evaluate=evaluate,
             gauges=memory.take,
             stop=stop,
+            until=goal_of(cfg.train.stop_when),
         )
     finally:
         line.close()
@@ -190,7 +195,7 @@ def _any(model: SupervisedRole, asked: Callable[[], bool]) -> bool:
     return any(model.together(asked())) if isinstance(model, LocalRole) else asked()
 
 
-def _leave_result(cfg: Any, steps: int, seconds: float, memory: MemoryLog) -> None:
+def _leave_result(cfg: Any, steps: int, seconds: float, memory: MemoryLog, reached: Reached | None) -> None:
     """Write result.json and say what is in it."""
     output = Path(cfg.ckpt.output_dir)
     result = {
@@ -198,6 +203,7 @@ def _leave_result(cfg: Any, steps: int, seconds: float, memory: MemoryLog) -> No
         "seconds": round(seconds, 1),
         "checkpoint": str((output / "model").absolute()),
         "metrics": str(metrics_file(cfg.logger, cfg.ckpt).absolute()),
+        **goal_result(cfg.train.stop_when, reached),
         "memory": as_result(memory),
     }
     (output / "result.json").write_text(json.dumps(result, indent=1) + "\n")

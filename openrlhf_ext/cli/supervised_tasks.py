@@ -37,7 +37,8 @@ MakeReference = Callable[[SupervisedRole, Sequence[TokenBatch]], Reference]
 class Task:
     """`lengths` are the tokens of each row of each example; `model` the fields of the ModelSpec that are the task's.
 
-    `prepare(model)` is called once, before training; `evaluate(model)` gives held-out figures (None: there are none).
+    `prepare(model)` is called once, before training; `evaluate(model, step)` gives held-out figures (None: there are
+    none).
     """
 
     examples: Sequence[Any]
@@ -49,7 +50,7 @@ class Task:
     objective: Objective
     shown: Mapping[str, str]
     to_step: Callable[[Sequence[Any], SplitSettings, int], OptimizerStep]
-    evaluate: Callable[[SupervisedRole], dict[str, float]] | None
+    evaluate: Callable[[SupervisedRole, int], dict[str, float]] | None
     prepare: Callable[[SupervisedRole], None] = lambda model: None
     model: Mapping[str, Any] = field(default_factory=dict)
     unit: int = 1
@@ -104,7 +105,7 @@ def sft_task(cfg: SFTConfig, tokenizer: PreTrainedTokenizerBase) -> Task:
         objective=SftObjective(),
         shown={"train/loss": "loss", "train/grad_norm": "gradient", "train/lr": "lr"},
         to_step=to_step,
-        evaluate=(lambda model: sft_evaluation(model, held_out)) if held_out else None,
+        evaluate=(lambda model, step: sft_evaluation(model, held_out)) if held_out else None,
     )
 
 
@@ -118,7 +119,7 @@ def rm_task(cfg: RMConfig, tokenizer: PreTrainedTokenizerBase) -> Task:
         batch = pair_batch(pairs, tokenizer.pad_token_id)
         return pair_step(batch, {"margin": margin_column(pairs, batch)} if margins else {}, split, ranks)
 
-    def evaluate(model: SupervisedRole) -> dict[str, float]:
+    def evaluate(model: SupervisedRole, step: int) -> dict[str, float]:
         asked = [(batch, margin_column(part, batch) if margins else None) for batch, part in batches]
         return score_evaluation(model, asked, loss)
 
@@ -166,7 +167,7 @@ def dpo_task(cfg: DPOConfig, tokenizer: PreTrainedTokenizerBase, make_reference:
         objective=DpoObjective(loss),
         shown=SCORE_FIGURES,
         to_step=to_step,
-        evaluate=(lambda model: dpo_evaluation(model, references[0], batches, loss)) if batches else None,
+        evaluate=(lambda model, step: dpo_evaluation(model, references[0], batches, loss)) if batches else None,
         prepare=prepare,
     )
 

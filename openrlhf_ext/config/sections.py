@@ -182,6 +182,9 @@ class TrainFields:
     batch_size: int = flag(128, "sequences in one optimizer step, over all ranks", common=True)
     micro_batch_size: int = flag(1, "sequences in one forward and backward pass of a rank", common=True)
     max_epochs: int = flag(1, "passes over the data", common=True)
+    stop_when: str | None = flag(
+        None, 'end as soon as a held-out figure reaches a target, such as "eval_accuracy>=0.9"', common=True
+    )
     seed: int = flag(42, "every random draw derives from it")
     full_determinism_enable: bool = flag(False, "deterministic kernels, slower")
 

@@ -7,17 +7,22 @@ therefore finds all that step k has to say already written, and a run killed bet
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from openrlhf_ext.condition import Condition, Reached, find_metric
+from openrlhf_ext.errors import ConfigError
 from openrlhf_ext.ports import Tracker
 from openrlhf_ext.track.checkpoints import CheckpointStore
 from openrlhf_ext.track.phases import PhaseClock
 from openrlhf_ext.types import Metric, Report, merge_reports
 
-Evaluate = Callable[[], Mapping[str, float]]
+Evaluate = Callable[[int], Mapping[str, float]]
+"""Held-out figures after this step."""
+GOAL = "stop_when/reached"
+"""Beside the figures of an evaluation, where there is a goal: 1 if it is reached, else 0."""
 
 
 class StepLine(Protocol):
@@ -32,8 +37,8 @@ class StepLine(Protocol):
 class Cadence:
     """Every how many steps to log, evaluate and save; the last step always does all three, and 0 is the last step only.
 
-    `best` names the evaluation metric whose best value marks the checkpoint to keep: the first metric in
-    alphabetical order that is, or ends with, this name. An evaluation that beats all before is saved at once.
+    `best` names the evaluation metric (as `condition.find_metric` understands names) whose best value marks the
+    checkpoint to keep. An evaluation that beats all before is saved at once.
     """
 
     log: int = 1
@@ -50,7 +55,8 @@ class Journal:
     """Keeps the record of one run. Without `store` nothing is saved, without `evaluate` no evaluation runs.
 
     `gauges` says what else there is to log of the time since it was last asked (memory, say). `stop` says whether the
-    run is to end early; the step that it is asked in is saved. It is asked once in every step.
+    run is to end early; the step that it is asked in is saved. It is asked once in every step. `until` is
+    the run's goal: it ends with the evaluation in which this holds, and `reached` tells of it.
     """
 
     def __init__(
@@ -63,6 +69,7 @@ class Journal:
         evaluate: Evaluate | None = None,
         gauges: Callable[[], Report] = dict,
         stop: Callable[[], bool] = lambda: False,
+        until: Condition | None = None,
     ) -> None:
         self.clock = PhaseClock()
         self._cadence = cadence
@@ -72,21 +79,33 @@ class Journal:
         self._evaluate = evaluate
         self._gauges = gauges
         self._stop = stop
-        self.stopped = False
+        self._until = until
+        self._asked_to_stop = False
+        self.reached: Reached | None = None
         self._best: float | None = None
         self._pending: list[Report] = []
 
+    @property
+    def stopped(self) -> bool:
+        """Whether to end here: the run was asked to, or has reached what it is for."""
+        return self._asked_to_stop or self.reached is not None
+
     def begin(self, step: int, state: Mapping[str, Any] | None) -> None:
-        """Start anew (step 0: evaluates once, so that there is a before) or after a checkpoint with this state."""
+        """Start anew (step 0: evaluates once, so that there is a before) or after a checkpoint with this state.
+
+        Raises ConfigError where `until` is of a figure that evaluations do not have.
+        """
         if state is not None:
             self._best = state["best"]
+            self._look_for_goal(step, state.get("evaluated", {}))
             self.clock.take()  # loading belongs to no step
             return
         evaluated = self._run_evaluation(step)
         self._best = self._score(evaluated)
         report = self.clock.take()
         if evaluated:
-            self._tracker.log(step, _values(merge_reports([report, self._gauges()])) | evaluated)
+            self._look_for_goal(step, evaluated)
+            self._log(step, [report, self._gauges()], evaluated)
 
     def note(self, text: str) -> None:
         """Tell the user something that a figure alone would hide."""
@@ -109,43 +128,63 @@ class Journal:
         `settle()` is called before an evaluation or a checkpoint: nothing else may be at work then.
         """
         evaluating = last or _due(step, self._cadence.evaluate)
-        self.stopped = self._stop() and not last
-        saving = last or self.stopped or _due(step, self._cadence.save)
+        self._asked_to_stop = self._stop() and not last
+        saving = last or self._asked_to_stop or _due(step, self._cadence.save)
         if evaluating or saving:
             settle()
         evaluated = self._run_evaluation(step) if evaluating else {}
+        self._look_for_goal(step, evaluated)
         score = self._score(evaluated)
         improved = score is not None and (self._best is None or score > self._best)
         self._best = score if improved else self._best
         report = merge_reports([report, self.clock.take(tokens), self._gauges()])
         self._line.update(step, _values(report) | evaluated)
         self._pending.append(report)
-        saving = saving or improved
+        saving = saving or improved or self.stopped
         if saving or evaluated or _due(step, self._cadence.log):
-            self._tracker.log(step, _values(merge_reports(self._pending)) | evaluated)
+            self._log(step, self._pending, evaluated)
             self._pending = []
         if saving and self._store is not None:
             with self.clock("save"):
-                self._store.save(step, write, {**state(), "best": self._best}, metric=score)
+                kept = {**state(), "best": self._best, "evaluated": evaluated}
+                self._store.save(step, write, kept, metric=score)
+
+    def _log(self, step: int, reports: Sequence[Report], evaluated: Mapping[str, float]) -> None:
+        goal = {} if self._until is None or not evaluated else {GOAL: float(self.reached is not None)}
+        self._tracker.log(step, {**_values(merge_reports(reports)), **evaluated, **goal})
 
     def _run_evaluation(self, step: int) -> dict[str, float]:
         if self._evaluate is None:
             return {}
         with self.clock("evaluate"):
-            evaluated = dict(self._evaluate())
+            evaluated = dict(self._evaluate(step))
         figures = ", ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in evaluated.items())
         self._line.note(f"evaluation after step {step}: {figures}")
         return evaluated
 
+    def _look_for_goal(self, step: int, evaluated: Mapping[str, float]) -> None:
+        """Whether an evaluation (empty: there was none) is what the run goes on until; says so where it is."""
+        until = self._until
+        if until is None or not evaluated:
+            return
+        metric = find_metric(until.metric, evaluated)
+        if metric is None:
+            raise ConfigError(
+                f"--train.stop_when {until}: no evaluation has a figure of this name; there are {', '.join(evaluated)}."
+            )
+        value = evaluated[metric]
+        if until.holds(value):
+            self.reached = Reached(metric, value, step)
+            self._line.note(f"--train.stop_when {until} is reached: {metric} is {value:.4g} after step {step}")
+
     def _score(self, evaluated: Mapping[str, float]) -> float | None:
         """The evaluation as one number of which more is better."""
-        name = self._cadence.best
-        if name is None:
+        if self._cadence.best is None:
             return None
-        for key in sorted(evaluated):
-            if (key == name or key.endswith("/" + name)) and math.isfinite(evaluated[key]):
-                return -evaluated[key] if self._cadence.best_is_lowest else evaluated[key]
-        return None
+        metric = find_metric(self._cadence.best, [name for name, value in evaluated.items() if math.isfinite(value)])
+        if metric is None:
+            return None
+        return -evaluated[metric] if self._cadence.best_is_lowest else evaluated[metric]
 
 
 def _values(report: Mapping[str, Metric]) -> dict[str, float]:

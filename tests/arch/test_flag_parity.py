@@ -88,11 +88,13 @@ CLUSTER = "which Ray cluster, and who may reach it"
 PLANNED = "a plan before anything loads"
 EIGHT_BIT = "the optimizer of QLoRA's users"
 INT8 = "8-bit loading: between QLoRA's 4 bits and whole weights"
+GOAL = "a run may end as soon as it is good enough"
 PARTED = "what happens to dialogues that part before their last turns is a named rule"
 SUPERVISED = {
     "device.type": EVERY,
     "plan.force": PLANNED,
     "memory.auto": PLANNED,
+    "train.stop_when": GOAL,
     "adam.eight_bit": EIGHT_BIT,
     "ray.address": CLUSTER,
     "ray.bind": CLUSTER,
@@ -121,6 +123,7 @@ OURS = {
         "plan.force": PLANNED,
         "memory.auto": PLANNED,
         **whole("judge", "a language model that scores, as a role of its own"),
+        "train.stop_when": GOAL,
         "eval.remote_url": "a judge that is trained by does not say itself whether it was right",
         **whole("student", "RLT: a student's log-probs are the reward"),
         "ref.sync_steps": "RLT, TR-DPO: the reference follows the policy",

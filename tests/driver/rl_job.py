@@ -20,6 +20,7 @@ from fakes import (
 )
 
 from openrlhf_ext.batch.partition import SplitSettings
+from openrlhf_ext.condition import Condition
 from openrlhf_ext.data.source import PromptSource
 from openrlhf_ext.evaluation.generation import evaluate_generation
 from openrlhf_ext.ops.advantage import AdvantageSettings
@@ -60,6 +61,7 @@ class Job:
     during_generate: Callable[[Prompt, int], None] | None = None
     lr: float = 1.0
     stop: Callable[[], bool] = lambda: False
+    until: Condition | None = None
 
     def run(self, resume: bool = False) -> int:
         self.calls: list[str] = []
@@ -80,7 +82,7 @@ class Job:
         )
         self.store = CheckpointStore(self.folder / "ckpt")
 
-        def evaluate() -> dict[str, float]:
+        def evaluate(step: int) -> dict[str, float]:
             held_out = prompts(16, source="held_out")
             sampling = replace(self.settings.sampling, seed=99)
             with reward.alone():  # an evaluation uses it too, and not while another does
@@ -93,6 +95,7 @@ class Job:
             store=self.store,
             evaluate=evaluate if self.evaluates else None,
             stop=self.stop,
+            until=self.until,
         )
         return train_rl(
             self.settings,

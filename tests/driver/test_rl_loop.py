@@ -11,6 +11,7 @@ from fakes import PAD, BigramGenerator, BigramPolicy, CountingReward
 from rl_job import SETTINGS, Job
 
 from openrlhf_ext.batch.pad import token_batch
+from openrlhf_ext.condition import Condition
 from openrlhf_ext.errors import DataError, RewardError
 from openrlhf_ext.ops.advantage import AdvantageSettings
 from openrlhf_ext.track.rollouts import read_rollouts, rollout_path
@@ -239,6 +240,27 @@ def test_evaluation_comes_before_the_first_step_every_n_steps_and_at_the_end(tmp
     notes = [note for note in job.line.notes if note.startswith("evaluation after step")]
     assert len(notes) == 4
     assert "held_out/pass@1" in notes[0]
+
+
+@pytest.mark.parametrize("lag", [0, 2])
+def test_a_run_ends_with_the_evaluation_that_reaches_its_goal(tmp_path: Path, lag: int) -> None:
+    job = Job(
+        tmp_path,
+        settings=replace(SETTINGS, max_lag=lag),
+        episodes=16,
+        cadence=Cadence(evaluate=2),
+        evaluates=True,
+        lr=4.0,
+        until=Condition("eval_reward", ">=", 0.5),
+    )
+    steps = job.run()
+    assert 0 < steps < 32
+    assert steps % 2 == 0
+    rewards = job.metric("eval/held_out/reward")
+    assert max(rewards[:-1]) < 0.5 <= rewards[-1]
+    assert [found.step for found in job.store.checkpoints()] == [steps]
+    assert job.run(resume=True) == steps
+    assert not [call for call in job.calls if call.startswith("update")]
 
 
 def test_the_best_evaluation_is_saved_when_it_happens_and_kept(tmp_path: Path) -> None:

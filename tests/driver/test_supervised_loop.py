@@ -15,8 +15,9 @@ from fakes import PAD, BigramEngine, MemoryTracker, SilentLine
 from openrlhf_ext.batch.pad import token_batch
 from openrlhf_ext.batch.partition import SplitSettings
 from openrlhf_ext.batch.types import OptimizerStep
+from openrlhf_ext.condition import parse_condition
 from openrlhf_ext.data.length_groups import StepOrder
-from openrlhf_ext.errors import DataError
+from openrlhf_ext.errors import ConfigError, DataError
 from openrlhf_ext.track.checkpoints import CheckpointStore
 from openrlhf_ext.trainers.journal import Cadence, Journal
 from openrlhf_ext.trainers.local import LocalRole
@@ -57,6 +58,7 @@ class Job:
     killed_in_step: int | None = None
     lr: float = 1.0
     stopped_in_step: int | None = None
+    until: str | None = None
 
     def run(self, resume: bool = False) -> int:
         self.tracker = MemoryTracker()
@@ -74,13 +76,14 @@ class Job:
             return sft_step(token_batch(examples, PAD), self.split, role.ranks)
 
         examples = [example(number) for number in range(self.examples)]
-        journal = Journal(
+        self.journal = journal = Journal(
             self.cadence,
             tracker=self.tracker,
             line=self.line,
             store=self.store,
-            evaluate=(lambda: sft_evaluation(role, [held_out])) if self.evaluates else None,
+            evaluate=(lambda step: sft_evaluation(role, [held_out])) if self.evaluates else None,
             stop=lambda: len(self.batches) == self.stopped_in_step,
+            until=parse_condition(self.until) if self.until else None,
         )
         checkpoint = self.store.latest() if resume else None
         lengths = [(len(each.token_ids),) for each in examples]
@@ -138,6 +141,55 @@ def test_a_run_that_is_asked_to_stop_saves_that_step_and_goes_on_from_it(tmp_pat
     job.stopped_in_step = None
     assert job.run(resume=True) == 6
     assert begun + job.trace == whole.trace
+
+
+def test_a_run_ends_with_the_evaluation_that_reaches_its_goal_and_saves_it(tmp_path: Path) -> None:
+    shape = {"cadence": Cadence(evaluate=2), "evaluates": True, "epochs": 6}
+    whole = Job(tmp_path / "whole", **shape)
+    assert whole.run() == 18
+    losses = dict(zip([0, *range(2, 19, 2)], whole.metric("eval/loss"), strict=True))
+    goal = next(step for step, loss in losses.items() if loss < 0.5)
+    assert 2 < goal < 18
+    job = Job(tmp_path / "job", until="eval_loss<0.5", **shape)
+    assert job.run() == goal
+    assert [found.step for found in job.store.checkpoints()] == [goal]
+    reached = job.journal.reached
+    assert reached is not None
+    assert (reached.metric, reached.value, reached.step) == ("eval/loss", losses[goal], goal)
+    assert job.metric("stop_when/reached") == [0.0] * (goal // 2) + [1.0]
+    assert [{k: v for k, v in line.items() if not k.startswith("stop")} for _, line in job.trace] == [
+        line for step, line in whole.trace if step <= goal
+    ]
+    (said,) = [note for note in job.line.notes if "stop_when" in note]
+    assert f"eval/loss is {losses[goal]:.4g} after step {goal}" in said
+
+
+def test_what_is_resumed_at_its_goal_says_so_and_a_further_goal_goes_on(tmp_path: Path) -> None:
+    shape = {"cadence": Cadence(evaluate=2), "evaluates": True, "epochs": 6}
+    job = Job(tmp_path, until="eval_loss<0.5", **shape)
+    goal = job.run()
+    job.epochs = 7  # more to do would be there
+    assert job.run(resume=True) == goal
+    assert not job.batches
+    assert "is reached" in job.line.notes[-1]
+    further = replace(job, until="eval_loss<0.2")
+    assert goal < further.run(resume=True) < 21
+    assert further.journal.reached is not None
+
+
+def test_a_goal_that_is_there_before_the_first_step_needs_no_training(tmp_path: Path) -> None:
+    job = Job(tmp_path, cadence=Cadence(evaluate=1), evaluates=True, until="perplexity<100")
+    assert job.run() == 0
+    assert not job.batches
+    assert not job.store.checkpoints()
+    assert job.tracker.lines[-1][1]["stop_when/reached"] == 1.0
+
+
+def test_a_goal_of_a_figure_that_is_not_measured_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    job = Job(tmp_path, cadence=Cadence(evaluate=1), evaluates=True, until="eval_accuracy>=0.9")
+    with pytest.raises(ConfigError, match=r"eval_accuracy>=0\.9.*there are eval/loss, eval/perplexity"):
+        job.run()
+    assert not job.batches
 
 
 @pytest.mark.parametrize("killed_in_step", [3, 6])

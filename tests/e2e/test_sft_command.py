@@ -77,6 +77,24 @@ def test_both_end_with_the_same_model(runs: SftRuns):
     assert answer.shape[1] > 3
 
 
+def test_a_run_that_reaches_its_goal_ends_there_with_a_model_and_stays_ended(runs: SftRuns):
+    folder = runs.whole.folder.parent
+    losses = {line["step"]: line["eval/loss"] for line in runs.whole.metrics() if "eval/loss" in line}
+    goal = next(step for step in sorted(losses) if step and losses[step] <= losses[20])
+    flags = [*FLAGS.split(), *output_to("goal"), "--train.stop_when", f"eval_loss<={losses[goal]!r}"]
+    for extra in ([], ["--ckpt.load_enable"]):
+        output = run("sft", [*flags, *extra], folder)
+        assert f"at most {STEPS} optimizer steps" in output
+        assert f"is reached: eval/loss is {losses[goal]:.4g} after step {goal}" in output
+        result = json.loads((folder / "goal" / "result.json").read_text())
+        assert result["steps"] == goal
+        assert result["reached"] == {"metric": "eval/loss", "value": losses[goal], "step": goal}
+        assert (folder / "goal" / "model" / "config.json").is_file()
+    stopped = Record(folder / "goal")
+    assert stopped.steps() == [step for step in runs.whole.steps() if step <= goal]
+    assert stopped.metrics()[-1]["stop_when/reached"] == 1.0
+
+
 def test_memory_is_measured_in_every_phase(runs: SftRuns):
     lines = runs.whole.metrics()
     result = json.loads((runs.whole.folder / "result.json").read_text())

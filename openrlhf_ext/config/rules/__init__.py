@@ -19,6 +19,7 @@ from openrlhf_ext.config.rules.judge import JUDGE_RULES
 from openrlhf_ext.config.rules.judge_command import CALIBRATE_RULES, SERVE_JUDGE_RULES
 from openrlhf_ext.config.rules.rl import RL_RULES
 from openrlhf_ext.config.rules.serve_rm import SERVE_RM_RULES
+from openrlhf_ext.config.rules.stopping import STOPPING_RULES
 from openrlhf_ext.config.rules.student import STUDENT_RULES
 from openrlhf_ext.config.rules.supervised import SUPERVISED_RULES
 from openrlhf_ext.config.rules.violation import Explicit, Violation, accumulation
@@ -36,9 +37,17 @@ def broken_rules(config: Any, explicit: Explicit) -> list[Violation]:
     elif isinstance(config, ServeJudgeConfig):
         rules = SERVE_JUDGE_RULES
     elif isinstance(config, RLConfig):
-        rules = (*COMMON_RULES, *RL_RULES, *ALGORITHM_RULES, *JUDGE_RULES, *STUDENT_RULES, *AGENT_RULES)
+        rules = (
+            *COMMON_RULES,
+            *STOPPING_RULES,
+            *RL_RULES,
+            *ALGORITHM_RULES,
+            *JUDGE_RULES,
+            *STUDENT_RULES,
+            *AGENT_RULES,
+        )
     else:
-        rules = (*COMMON_RULES, *SUPERVISED_RULES[type(config)])
+        rules = (*COMMON_RULES, *STOPPING_RULES, *SUPERVISED_RULES[type(config)])
     return [violation for rule in rules for violation in rule(config, explicit)]
 
 

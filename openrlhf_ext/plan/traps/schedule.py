@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from math import lcm
+import math
 
+from openrlhf_ext.condition import Condition, parse_condition
+from openrlhf_ext.config.rules.stopping import FLAG, LESS_IS_BETTER, figure_meant
 from openrlhf_ext.plan.traps.case import Case, Trap
 
 LONG_RUN = 500
 """Steps from which on a run without checkpoints is worth a word."""
 FORWARD_PART = 1 / 3
 """Of a step's work that is its forward pass: a backward pass is two of them."""
+RATES = ("accuracy", "pass@1")
+"""Figures that are parts of the held-out rows."""
+MUCH_CHANCE = 0.03
+"""A standard error of a rate that is too much to stop by."""
 
 
 def save_interval_beyond_run(case: Case) -> str | None:
@@ -57,8 +63,8 @@ def checkpoints_not_evaluated(case: Case) -> str | None:
         return None
     fitting = max(number for number in range(1, min(save, evaluate) + 1) if save % number == 0)
     return (
-        f"--eval.steps {evaluate} does not divide --ckpt.save_steps {save}: only every {lcm(save, evaluate)} steps is "
-        f"a checkpoint evaluated, so the others cannot be told apart; give --eval.steps {fitting}."
+        f"--eval.steps {evaluate} does not divide --ckpt.save_steps {save}: only every {math.lcm(save, evaluate)} "
+        f"steps is a checkpoint evaluated, so the others cannot be told apart; give --eval.steps {fitting}."
     )
 
 
@@ -68,6 +74,31 @@ def best_is_the_last(case: Case) -> str | None:
     return (
         f"--ckpt.best_metric_key {case.config.ckpt.best_metric_key} without --eval.steps: there is one evaluation, at "
         "the end, so the best checkpoint is the last; give --eval.steps."
+    )
+
+
+def goal_is_to_be_worse(case: Case) -> str | None:
+    goal = _goal(case)
+    if goal is None or (figure := figure_meant(goal, case.config)) is None:
+        return None
+    if goal.wants_more != (figure in LESS_IS_BETTER) or figure not in (*LESS_IS_BETTER, *RATES):
+        return None
+    better = "<=" if goal.wants_more else ">="
+    return f"{FLAG} {goal}: that is a worse {figure}, not a better one; give {goal.metric}{better}{goal.target:g}."
+
+
+def goal_of_few_rows(case: Case) -> str | None:
+    """A run asks again and again whether it is there, and the first time that chance says so counts."""
+    goal, rows = _goal(case), case.data.eval_rows
+    if goal is None or not rows or figure_meant(goal, case.config) not in RATES or not 0 < goal.target < 1:
+        return None
+    chance = math.sqrt(goal.target * (1 - goal.target) / rows)
+    if chance <= MUCH_CHANCE:
+        return None
+    enough = math.ceil(goal.target * (1 - goal.target) / MUCH_CHANCE**2)
+    return (
+        f"{FLAG} {goal} is asked of {rows} rows, of which chance alone moves a rate by {chance:.2f} (one standard "
+        f"error) at every evaluation: the run may end by luck; hold out {enough} rows."
     )
 
 
@@ -185,6 +216,11 @@ def rows_are_cut(case: Case) -> str | None:
     )
 
 
+def _goal(case: Case) -> Condition | None:
+    text = case.config.train.stop_when
+    return None if text is None else parse_condition(text)
+
+
 def _steps(count: int) -> str:
     return f"{count} step{'' if count == 1 else 's'}"
 
@@ -201,6 +237,8 @@ SCHEDULE: tuple[Trap, ...] = (
     nothing_to_resume_from,
     checkpoints_not_evaluated,
     best_is_the_last,
+    goal_is_to_be_worse,
+    goal_of_few_rows,
     evaluation_dearer_than_training,
     evaluation_on_training_rows,
     warmup_takes_the_run,

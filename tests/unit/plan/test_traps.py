@@ -77,6 +77,16 @@ CASES = [
         Run("rl", "--ref.sync_steps 100"),
     ),
     (
+        "goal-is-to-be-worse",
+        Run("dpo", f"--train.stop_when loss>=0.5 {HELD_OUT} --eval.steps 10"),
+        Run("dpo", f"--train.stop_when accuracy>=0.5 {HELD_OUT} --eval.steps 10"),
+    ),
+    (
+        "goal-of-few-rows",
+        Run("rl", f"--train.stop_when pass@1>=0.9 {HELD_OUT} --eval.steps 10", eval_rows=50),
+        Run("rl", f"--train.stop_when pass@1>=0.9 {HELD_OUT} --eval.steps 10", eval_rows=100),
+    ),
+    (
         "evaluation-interval-beyond-run",
         Run("rl", f"{HELD_OUT} --eval.steps 50", rows=638),
         Run("rl", f"{HELD_OUT} --eval.steps 10", rows=638),

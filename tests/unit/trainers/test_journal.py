@@ -18,7 +18,7 @@ class Scripted:
     def __init__(self, *values: float) -> None:
         self._values = iter(values)
 
-    def __call__(self) -> Mapping[str, float]:
+    def __call__(self, step: int) -> Mapping[str, float]:
         return {"eval/gsm/pass@1": next(self._values), "eval/gsm/reward": 0.0}
 
 
@@ -87,7 +87,7 @@ def test_a_checkpoint_finds_its_step_already_logged(tmp_path: Path) -> None:
 def test_all_else_rests_before_an_evaluation_and_before_a_checkpoint(tmp_path: Path) -> None:
     happened: list[str] = []
 
-    def evaluate() -> Mapping[str, float]:
+    def evaluate(step: int) -> Mapping[str, float]:
         happened.append("evaluate")
         return {"eval/reward": 0.0}
 
