@@ -92,6 +92,12 @@ def figures_of(rows: Sequence[AnswerRow], k: Sequence[int] = (1,)) -> dict[str, 
     }
 
 
+def rate_of(figures: Mapping[str, Any], outcome: str) -> dict[str, float | None]:
+    """The estimate of an outcome's rate in what `figures_of` found."""
+    estimate: dict[str, float | None] = figures["accuracy"] if outcome == "right" else figures["rates"][outcome]
+    return estimate
+
+
 def by_question(rows: Sequence[AnswerRow]) -> list[list[AnswerRow]]:
     """The answers to each question."""
     questions: dict[str, list[AnswerRow]] = {}
