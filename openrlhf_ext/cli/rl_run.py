@@ -75,7 +75,7 @@ def run(parsed: Parsed) -> int:
     spec = roles_spec(parsed, device, _schedule(len(data.prompts), cfg, settings, players))
     console.print(_announcement(cfg, data, settings, device.kind, players), soft_wrap=True)
 
-    write_config(cfg, cfg.ckpt)
+    write_config(cfg, cfg.ckpt, planned.plan)
     output, rollouts = Path(cfg.ckpt.output_dir), _rollout_folder(cfg)
     judge = run_judge(cfg)
     say_if_no_better_than_chance(cfg.judge, judge.judge.rubric if judge else None)

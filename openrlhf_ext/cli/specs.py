@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
 import time
@@ -19,6 +20,9 @@ from openrlhf_ext.engine.deepspeed_config import effective_stage
 from openrlhf_ext.engine.spec import EngineSpec
 from openrlhf_ext.errors import ConfigError
 from openrlhf_ext.models.spec import LoraSpec, ModelSpec
+from openrlhf_ext.plan.calibrate import PLAN_FILE
+from openrlhf_ext.plan.describe import as_json
+from openrlhf_ext.plan.types import Plan
 from openrlhf_ext.track.checkpoints import Checkpoint, CheckpointStore
 from openrlhf_ext.track.metrics import Trackers, WandbSettings, open_trackers
 
@@ -151,8 +155,11 @@ def open_tracking(logger: LoggerSection, ckpt: CkptSection, config: Any, resume_
     )
 
 
-def write_config(config: Any, ckpt: CkptSection) -> None:
-    """Write the whole config beside what the run will leave; ConfigError where a folder cannot be written."""
+def write_config(config: Any, ckpt: CkptSection, plan: Plan | None) -> None:
+    """Write the whole config and the plan (as `plan --json` prints it) beside what the run will leave.
+
+    Raises ConfigError where a folder cannot be written.
+    """
     for flag, folder in {"--ckpt.output_dir": ckpt.output_dir, "--ckpt.path": ckpt.path}.items():
         try:
             write_yaml(config, Path(folder) / "config.yaml")
@@ -160,6 +167,10 @@ def write_config(config: Any, ckpt: CkptSection) -> None:
             raise ConfigError(
                 f"{flag} {folder} cannot be written to as a folder ({error.strerror}): choose another."
             ) from None
+    planned = Path(ckpt.output_dir) / PLAN_FILE
+    planned.unlink(missing_ok=True)
+    if plan is not None:
+        planned.write_text(json.dumps(as_json(plan), indent=1) + "\n", encoding="utf-8")
 
 
 def metrics_file(logger: LoggerSection, ckpt: CkptSection) -> Path:

@@ -76,7 +76,7 @@ def run(command: Command, parsed: Parsed, launch: Launch | None = None) -> int:
     parsed, cfg, memory = planned.parsed, planned.parsed.config, memory_log(planned)
     output = Path(cfg.ckpt.output_dir)
     if leads:
-        write_config(cfg, cfg.ckpt)
+        write_config(cfg, cfg.ckpt, planned.plan)
         write_dropped(dropped_file(output), task.dropped)
 
     split = replace(_split(cfg), unit=task.unit)

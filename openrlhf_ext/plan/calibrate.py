@@ -17,6 +17,8 @@ from openrlhf_ext.plan.trial import Command
 from openrlhf_ext.plan.types import DataSize, Hardware, Setup
 
 Line = Mapping[str, Any]
+PLAN_FILE = "plan.json"
+"""What a run was planned to need, in its output folder (`describe.as_json`)."""
 
 
 def efficiency_of_run(folder: Path, hardware: Hardware) -> dict[str, float]:
@@ -24,8 +26,10 @@ def efficiency_of_run(folder: Path, hardware: Hardware) -> dict[str, float]:
 
     The first step is left out where there are others: it compiles, reads and allocates. A share above 1 says that the
     run was faster than the plan's assumptions (answers at their limit, a core's figures). Raises ConfigError for a
-    folder without such files or without a whole step, DataError where the run's model cannot be found.
+    folder without such files or without a whole step or of other hardware, DataError where the run's model cannot be
+    found.
     """
+    _check_hardware(folder, hardware)
     command, parsed = _config_of(folder)
     lines = _steps_of(folder, parsed.config.logger.metrics_file)
     setup = setup_of(
@@ -44,6 +48,23 @@ def efficiency_of_run(folder: Path, hardware: Hardware) -> dict[str, float]:
             f"--calibrate {folder}: its metrics hold no seconds of any part of a step; give a finished run."
         )
     return shares
+
+
+def _check_hardware(folder: Path, hardware: Hardware) -> None:
+    """A share of one card's best says nothing of another's. A run without a plan has to be believed."""
+    path = folder / PLAN_FILE
+    if not path.is_file():
+        return
+    try:
+        ran_on = json.loads(path.read_text(encoding="utf-8"))["gpu"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise ConfigError(f"--calibrate {folder}: its {PLAN_FILE} is no plan; give a finished run.") from None
+    planned_for = hardware.card.name if hardware.card is not None else None
+    if ran_on != planned_for:
+        raise ConfigError(
+            f"--calibrate {folder}: that run was on {ran_on or 'a CPU'} and this plan is for {planned_for or 'a CPU'}: "
+            "give a run on the same hardware, or leave it out."
+        )
 
 
 def _config_of(folder: Path) -> tuple[Command, Parsed]:

@@ -17,9 +17,11 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 from openrlhf_ext.config import parse, write_yaml
 from openrlhf_ext.errors import ConfigError
 from openrlhf_ext.plan.arithmetic import arithmetic_of
-from openrlhf_ext.plan.calibrate import efficiency_of_run
+from openrlhf_ext.plan.calibrate import PLAN_FILE, efficiency_of_run
 from openrlhf_ext.plan.cards import CARDS, card_named
+from openrlhf_ext.plan.describe import as_json
 from openrlhf_ext.plan.flops import attention_flops, forward_flops, train_flops
+from openrlhf_ext.plan.make import make_plan
 from openrlhf_ext.plan.setup import setup_of
 from openrlhf_ext.plan.shapes import read_shape
 from openrlhf_ext.plan.speed import EFFICIENCY, roofline, time_of
@@ -233,6 +235,22 @@ def test_a_folder_of_no_run_is_refused(tmp_path: Path, missing: str) -> None:
     (folder / missing).unlink()
     with pytest.raises(ConfigError, match=f"--calibrate .*there is no {missing} in it"):
         efficiency_of_run(folder, Hardware(card_named("h100"), 1))
+
+
+@pytest.mark.parametrize(("ran_on", "said"), [(None, "was on a CPU"), ("A6000", "was on RTX A6000")])
+def test_a_run_of_other_hardware_is_refused(tmp_path: Path, ran_on: str | None, said: str) -> None:
+    lines = [{"step": step, "seconds/update": 5.0, "tokens_per_second/update": 1e4} for step in range(1, 4)]
+    folder = finished(tmp_path, "rm", PM, lines)
+    hardware = Hardware(card_named(ran_on), 1) if ran_on else Hardware(None, 0)
+    command_flags = parse("rm", PM.split(), planning=True)
+    plan = make_plan("rm", command_flags.config, command_flags.explicit, hardware, tokens(mean=260.0))
+    (folder / PLAN_FILE).write_text(json.dumps(as_json(plan)))
+    with pytest.raises(ConfigError, match=f"{said} and this plan is for H100"):
+        efficiency_of_run(folder, Hardware(card_named("h100"), 1))
+    assert efficiency_of_run(folder, hardware)
+    (folder / PLAN_FILE).write_text("[]")
+    with pytest.raises(ConfigError, match="is no plan"):
+        efficiency_of_run(folder, hardware)
 
 
 def test_a_run_without_a_step_is_refused(tmp_path: Path) -> None:
