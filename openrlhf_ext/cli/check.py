@@ -25,7 +25,7 @@ USAGE = """\
 usage: openrlhf-ext check COMMAND [the command's flags] [--json] [--limit_s SECONDS]
 
 Looks at everything that the command needs, starts nothing, and says all it finds at once: device, packages, models,
-tokenizers, data, rewards, judge, folders, disk, memory, Ray. Exit code 2 if the command would fail, else 0.
+tokenizers, data, rewards, judge, agent, folders, disk, memory, Ray. Exit code 2 if the command would fail, else 0.
 The commands are {commands}; --json prints one object, --limit_s gives all checks
 together other than {limit:g} seconds.
 """
@@ -95,6 +95,7 @@ def check(command: str, flags: Sequence[str], limit_s: float) -> tuple[list[Find
 def lanes_of(command: str) -> list[Lane]:
     """What runs side by side. Later checks of a lane use what earlier ones made; heavy imports are in one only."""
     from openrlhf_ext.cli.checks import (
+        agents,
         devices,
         folders,
         judge,
@@ -124,7 +125,8 @@ def lanes_of(command: str) -> list[Lane]:
         return [light, heavy]
     heavy[5:5] = [Check(judge.AREA, judge.find_model, 0.4)]
     heavy.append(Check(judge.AREA, judge.find_judge, 0.8))
-    return [light, heavy, [Check(rewards.AREA, rewards.find_rewards, 1.0)]]
+    files = [[Check(rewards.AREA, rewards.find_rewards, 1.0)], [Check(agents.AREA, agents.find_agent, 1.0)]]
+    return [light, heavy, *files]
 
 
 def _each_said_once(findings: Sequence[Finding]) -> Iterator[Finding]:

@@ -76,6 +76,7 @@ def _data(folder: Path) -> None:
     (folder / "rubric.yaml").write_text(rubric)
     (folder / "no_note.yaml").write_text(rubric.replace("{{ prompt }}", "{{ columns.note }}"))
     (folder / "no_scale.yaml").write_text(rubric.replace(", scale: boolean", ""))
+    (folder / "no_agent.py").write_text("def play(): ...\n")
     pairs = [{"prompt": f"{i}+1=", "chosen": str(i + 1), "rejected": str(i)} for i in range(8)]
     write_jsonl(folder / "pairs.jsonl", pairs)
     write_jsonl(folder / "same_pairs.jsonl", [{**p, "rejected": p["chosen"]} if i else p for i, p in enumerate(pairs)])
