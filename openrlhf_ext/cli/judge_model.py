@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from openrlhf_ext.cli.rl_judge import endpoint_of, name_of_weights
 from openrlhf_ext.cli.specs import model_path
-from openrlhf_ext.config.judge_command import CommandJudgeSection
+from openrlhf_ext.config.judge_command import CommandJudgeSection, JudgeModelFields
 from openrlhf_ext.data.tokenizer import load_tokenizer
 from openrlhf_ext.device import Device
 from openrlhf_ext.models.load import load_config
@@ -30,7 +30,7 @@ class OpenJudge:
     """A model that answers, for any number of judges. `special_tokens` are its tokenizer's."""
 
     model: LanguageModel
-    flags: CommandJudgeSection
+    flags: JudgeModelFields
     special_tokens: Sequence[str]
     cache: VerdictCache | None
 
@@ -45,7 +45,7 @@ def settings_of(flags: CommandJudgeSection) -> JudgeSettings:
 
 
 @contextmanager
-def open_judge(flags: CommandJudgeSection, device: Device) -> Iterator[OpenJudge]:
+def open_judge(flags: JudgeModelFields, device: Device) -> Iterator[OpenJudge]:
     """Raises ConfigError for an endpoint that does not answer, DataError or ResourceError for a model that cannot run,
     before it is loaded where that can be known.
     """
@@ -83,7 +83,7 @@ class EngineModel:
 
 
 @contextmanager
-def _engine(flags: CommandJudgeSection, path: str, longest: int, device: Device) -> Iterator[JudgeEngine]:
+def _engine(flags: JudgeModelFields, path: str, longest: int, device: Device) -> Iterator[JudgeEngine]:
     from openrlhf_ext.rollout.engine_start import EngineSettings
     from openrlhf_ext.rollout.vllm_engine import engine_environment
 

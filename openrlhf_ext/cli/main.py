@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "openrlhf_ext.cli.judge",
         "a judge held against labelled rows (calibrate), or behind HTTP (serve)",
     ),
+    "annotate": ("openrlhf_ext.cli.annotate", "subjects for rows, by the judge: ids of a taxonomy"),
     "plan": ("openrlhf_ext.cli.plan", "what fits, how many steps, how long: before it starts"),
     "check": ("openrlhf_ext.cli.check", "what would go wrong with a command, all of it at once, before it starts"),
     "negatives": ("openrlhf_ext.cli.negatives", "wrong answers made from right ones by rules, as pairs for DPO"),

@@ -13,8 +13,8 @@ from openrlhf_ext.config.serve_rm import LimitsSection
 
 
 @dataclass(frozen=True, slots=True)
-class CommandJudgeSection:
-    """As in `rl`, but for what belongs to a cluster."""
+class JudgeModelFields:
+    """Who answers: as in `rl`, but for what belongs to a cluster."""
 
     model_name_or_path: str | None = flag(None, "the judge: a Hugging Face folder or hub name", common=True)
     url: str | None = flag(
@@ -22,11 +22,6 @@ class CommandJudgeSection:
     )
     served_model_name: str | None = flag(None, "the endpoint's name of the model")
     api_key: str | None = flag(None, "the endpoint's key (not set: OPENAI_API_KEY of the environment)", secret=True)
-    prompt: str | None = flag(None, "rubric file (YAML) by which it judges", common=True)
-    mode: Literal["pointwise", "pairwise"] = flag(
-        "pointwise", "it sees one answer at a time, or two of one prompt in both orders"
-    )
-    n_samples: int = flag(1, "verdicts asked for at a time, which vote")
     temperature: float = flag(0.0, "sampling temperature of its answers")
     max_new_tokens: int = flag(256, "tokens of its longest answer")
     max_len: int = flag(4096, "tokens of its longest question and answer (at most: the model's positions)")
@@ -39,6 +34,19 @@ class CommandJudgeSection:
     concurrency: int = flag(16, "requests to the endpoint at a time")
     timeout_s: float = flag(60.0, "seconds one request to the endpoint may take")
     max_retries: int = flag(5, "requests after the first that failed")
+
+
+@dataclass(frozen=True, slots=True)
+class CommandJudgeFields(JudgeModelFields):
+    prompt: str | None = flag(None, "rubric file (YAML) by which it judges", common=True)
+    n_samples: int = flag(1, "verdicts asked for at a time, which vote")
+
+
+@dataclass(frozen=True, slots=True)
+class CommandJudgeSection(CommandJudgeFields):
+    mode: Literal["pointwise", "pairwise"] = flag(
+        "pointwise", "it sees one answer at a time, or two of one prompt in both orders"
+    )
 
 
 @dataclass(frozen=True, slots=True)

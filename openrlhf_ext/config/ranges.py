@@ -68,6 +68,8 @@ RANGES: Mapping[str, Range] = {
     "calibrate.order_rows": _AT_LEAST_0,
     "calibrate.resamples": (lambda v: v >= 100, "100 or more"),
     "calibrate.shown": _AT_LEAST_0,
+    "annotate.batch_size": _AT_LEAST_1,
+    "annotate.column": (lambda v: v.strip(), "a name"),
     "model.head_dim": _AT_LEAST_1,
     "model.temperature": _POSITIVE,
     "model.centring_coef": _FINITE_AT_LEAST_0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from openrlhf_ext.config.judge_command import CalibrateConfig, ServeJudgeConfig
 from openrlhf_ext.config.rules.common import refused_flags, values_in_range
@@ -13,7 +14,7 @@ OF_ENDPOINT = ("concurrency", "timeout_s", "max_retries", "served_model_name", "
 OF_ENGINE = ("tensor_parallel_size", "gpu_memory_utilization", "enforce_eager", "kv_cache_gb", "threads", "max_len")
 
 
-def one_judge_is_named(config: CalibrateConfig | ServeJudgeConfig, explicit: Explicit) -> Iterator[Violation]:
+def one_judge_is_named(config: Any, explicit: Explicit) -> Iterator[Violation]:
     judge = config.judge
     if judge.url is None and judge.model_name_or_path is None:
         yield Violation("--judge.model_name_or_path", None, "it is required: the judge, or its endpoint as --judge.url")
@@ -42,7 +43,7 @@ def votes_differ(config: CalibrateConfig | ServeJudgeConfig, explicit: Explicit)
         )
 
 
-def an_answer_fits(config: CalibrateConfig | ServeJudgeConfig, explicit: Explicit) -> Iterator[Violation]:
+def an_answer_fits(config: Any, explicit: Explicit) -> Iterator[Violation]:
     judge = config.judge
     if judge.max_len <= judge.max_new_tokens:
         yield Violation(
