@@ -1,4 +1,4 @@
-"""How far a judge agrees with labels: rates with intervals, Cohen's kappa, what order and chance do to it.
+"""How far a judge agrees with labels, and raters with each other: rates with intervals, kappa, alpha, what order does.
 
 Positive is a response that is right. Rates have Wilson's interval; F1 and kappa have the percentiles of a bootstrap
 (which holds for small samples and skewed labels), all at 95 %. Rows that belong together, such as a right and a wrong
@@ -8,10 +8,11 @@ response to one question, are drawn together.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import krippendorff
 import numpy as np
 from sklearn.metrics import cohen_kappa_score, f1_score, roc_auc_score
 from statsmodels.stats.inter_rater import aggregate_raters, fleiss_kappa
@@ -75,7 +76,7 @@ def agreement(
     assert right.shape == said.shape, "one label for each verdict"
     tp, fp = int(np.sum(right & said)), int(np.sum(~right & said))
     fn, tn = int(np.sum(right & ~said)), int(np.sum(~right & ~said))
-    draws = _draws(right, said, clusters, resamples, seed)
+    draws = _draws(2 * right + said, 4, clusters, resamples, seed)
     two_kinds = 0 < int(right.sum()) < len(right)
     auc = float(roc_auc_score(right, rewards)) if rewards is not None and two_kinds else math.nan
     f1 = float(f1_score(right, said, zero_division=0.0)) if tp + fp + fn else math.nan
@@ -88,9 +89,64 @@ def agreement(
         precision=wilson(tp, tp + fp),
         recall=wilson(tp, tp + fn),
         f1=_with_interval(f1, _f1(draws)),
-        kappa=_with_interval(_whole_kappa(right, said), _kappa(draws)),
+        kappa=_with_interval(_whole_kappa(right, said), _kappa(draws.reshape(-1, 2, 2))),
         auc=auc,
     )
+
+
+def cohens_kappa(
+    first: Sequence[Hashable],
+    second: Sequence[Hashable],
+    *,
+    clusters: Sequence[Any] | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """Of two raters' words, of any number of kinds, for the same items; NaN where both use one word only.
+
+    `clusters` as in `agreement`.
+    """
+    assert len(first) == len(second), "two words for each item"
+    kinds = {word: place for place, word in enumerate(dict.fromkeys([*first, *second]))}
+    if len(kinds) < 2:
+        return Estimate(math.nan, math.nan, math.nan)
+    one, two = ([kinds[word] for word in words] for words in (first, second))
+    cells = len(kinds) * np.asarray(one) + np.asarray(two)
+    draws = _draws(cells, len(kinds) ** 2, clusters, resamples, seed)
+    return _with_interval(float(cohen_kappa_score(one, two)), _kappa(draws.reshape(-1, len(kinds), len(kinds))))
+
+
+def krippendorffs_alpha(
+    words: Sequence[Sequence[Hashable]],
+    *,
+    clusters: Sequence[Any] | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """Of what any number of raters said of each item (nominal). Items with fewer than two words tell nothing; NaN where
+    no item has two, or all words are the same. `clusters` as in `agreement`.
+    """
+    kinds = {word: place for place, word in enumerate(dict.fromkeys(word for item in words for word in item))}
+    counts = np.zeros((len(words), len(kinds)))
+    for place, item in enumerate(words):
+        for word in item:
+            counts[place, kinds[word]] += 1
+    told = np.flatnonzero(counts.sum(axis=1) > 1)
+    if len(kinds) < 2 or not len(told) or np.count_nonzero(counts[told].sum(axis=0)) < 2:
+        return Estimate(math.nan, math.nan, math.nan)
+    drawn = _draws(np.arange(len(told)), len(told), _at(clusters, told), resamples, seed).astype(int)
+    draws = [_alpha(np.repeat(counts[told], times, axis=0)) for times in drawn]
+    return _with_interval(_alpha(counts[told]), np.asarray(draws))
+
+
+def _alpha(counts: np.ndarray) -> float:
+    if np.count_nonzero(counts.sum(axis=0)) < 2:
+        return math.nan
+    return float(krippendorff.alpha(value_counts=counts, level_of_measurement="nominal"))
+
+
+def _at(clusters: Sequence[Any] | None, places: np.ndarray) -> Sequence[Any] | None:
+    return None if clusters is None else [clusters[place] for place in places]
 
 
 def wilson(hits: float, n: float) -> Estimate:
@@ -158,25 +214,24 @@ def _plain(value: Any) -> Any:
 
 
 def _draws(
-    right: np.ndarray, said: np.ndarray, clusters: Sequence[Any] | None, resamples: int, seed: int
+    cell: Sequence[int] | np.ndarray, cells: int, clusters: Sequence[Any] | None, resamples: int, seed: int
 ) -> np.ndarray:
-    """(resamples, 4) counts of the four cells, of as many clusters as there are, drawn with replacement."""
-    _, place = np.unique(np.asarray(clusters if clusters is not None else range(len(right))), return_inverse=True)
-    cell = np.where(right, np.where(said, 0, 2), np.where(said, 1, 3))
-    of_cluster = np.zeros((int(place.max()) + 1 if len(place) else 0, 4))
-    np.add.at(of_cluster, (place, cell), 1)
-    drawn = np.random.default_rng(seed).multinomial(
-        len(of_cluster), np.full(len(of_cluster), 1 / max(len(of_cluster), 1)), size=resamples
-    )
-    return drawn @ of_cluster
+    """(resamples, cells): how many rows are in each cell, of as many clusters as there are, drawn with replacement."""
+    if not len(cell):
+        return np.zeros((0, cells))
+    _, place = np.unique(np.asarray(clusters if clusters is not None else range(len(cell))), return_inverse=True)
+    of_cluster = np.zeros((int(place.max()) + 1, cells))
+    np.add.at(of_cluster, (place, np.asarray(cell, dtype=int)), 1)
+    n = len(of_cluster)
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples) @ of_cluster
 
 
 def _kappa(cells: np.ndarray) -> np.ndarray:
-    tp, fp, fn, tn = cells.T
-    n = cells.sum(axis=1)
-    expected = ((tp + fn) * (tp + fp) + (fp + tn) * (fn + tn)) / n**2
+    """Of (resamples, kinds, kinds) counts."""
+    n = cells.sum(axis=(1, 2))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return ((tp + tn) / n - expected) / (1 - expected)
+        expected = (cells.sum(axis=1) * cells.sum(axis=2)).sum(axis=1) / n**2
+        return (np.trace(cells, axis1=1, axis2=2) / n - expected) / (1 - expected)
 
 
 def _whole_kappa(right: np.ndarray, said: np.ndarray) -> float:
@@ -186,7 +241,7 @@ def _whole_kappa(right: np.ndarray, said: np.ndarray) -> float:
 
 
 def _f1(cells: np.ndarray) -> np.ndarray:
-    tp, fp, fn, _ = cells.T
+    _, fp, fn, tp = cells.T
     with np.errstate(divide="ignore", invalid="ignore"):
         return 2 * tp / (2 * tp + fp + fn)
 

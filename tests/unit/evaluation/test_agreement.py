@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
+import random
 
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.inter_rater import cohens_kappa as statsmodels_kappa
 
-from openrlhf_ext.evaluation.agreement import agreement, as_json, consistency, order_bias, pair_order_bias, wilson
+from openrlhf_ext.evaluation.agreement import (
+    agreement,
+    as_json,
+    cohens_kappa,
+    consistency,
+    krippendorffs_alpha,
+    order_bias,
+    pair_order_bias,
+    wilson,
+)
 
 
 def labelled(tp: int, fp: int, fn: int, tn: int) -> tuple[list[bool], list[bool]]:
@@ -102,3 +113,45 @@ def test_what_order_does() -> None:
     assert (pairs.changed.value, pairs.first.value) == (1.0, 1.0)
     fair = pair_order_bias([True, False, None], [True, False, None])
     assert (fair.changed.value, fair.first.value) == (0.0, 0.5)
+
+
+def votes(seed: int, n: int, raters: int, words: list, agree: float) -> list[list]:
+    """For each of n items what each rater says: mostly the truth."""
+    drawn = random.Random(seed)
+    return [[truth if drawn.random() < agree else drawn.choice(words) for _ in range(raters)]
+            for truth in (drawn.choice(words) for _ in range(n))]  # fmt: skip
+
+
+def test_kappa_of_three_words_and_its_interval() -> None:
+    rows = votes(5, 800, 2, ["a", "b", None], 0.5)
+    first, second = zip(*rows)
+    kappa = cohens_kappa(first, second, resamples=2000)
+    table_of = np.zeros((3, 3))
+    for a, b in rows:
+        table_of["ab".find(a or "?"), "ab".find(b or "?")] += 1
+    known = statsmodels_kappa(table_of)
+    assert kappa.value == pytest.approx(known.kappa)
+    assert (kappa.low, kappa.high) == (
+        pytest.approx(known.kappa_low, abs=0.015), pytest.approx(known.kappa_upp, abs=0.015)
+    )  # fmt: skip
+    wide = cohens_kappa(first * 4, second * 4, clusters=list(range(800)) * 4, resamples=2000)
+    assert wide.value == pytest.approx(kappa.value)
+    assert wide.high - wide.low == pytest.approx(kappa.high - kappa.low, rel=0.1)  # four copies are no more evidence
+
+
+def test_alphas_interval_holds_the_truth_about_19_times_of_20() -> None:
+    """Of two raters alpha is about kappa, whose interval for large samples is known."""
+    rows = votes(7, 400, 2, [True, False], 0.6)
+    alpha = krippendorffs_alpha(rows, resamples=1000)
+    counts = np.array([[[sum(a == x and b == y for a, b in rows) for y in (True, False)] for x in (True, False)]])[0]
+    known = statsmodels_kappa(counts)
+    assert alpha.value == pytest.approx(known.kappa, abs=0.01)
+    assert alpha.low == pytest.approx(known.kappa_low, abs=0.02)
+    assert alpha.high == pytest.approx(known.kappa_upp, abs=0.02)
+
+
+@pytest.mark.parametrize("rows", [[], [[True]], [[True, True], [True, True]], [[True], [False]]])
+def test_what_tells_nothing_of_agreement(rows: list) -> None:
+    assert np.isnan(krippendorffs_alpha(rows, resamples=100).value)
+    pairs = [row for row in rows if len(row) == 2]
+    assert np.isnan(cohens_kappa([a for a, _ in pairs], [b for _, b in pairs], resamples=100).value)
