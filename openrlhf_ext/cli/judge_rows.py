@@ -65,14 +65,24 @@ def _text(row: Row, column: str) -> str:
 
 def _is_right(data: LabelledDataSection, row: Row) -> bool:
     assert data.label_key is not None
-    value = row[data.label_key]
-    number = isinstance(value, float) and value.is_integer()
-    label = str(int(value) if number else value).strip()
+    label = _label(row[data.label_key])
     if data.right_values:
         return label in data.right_values
-    if label.lower() in RIGHT or label.lower() in WRONG:
-        return label.lower() in RIGHT
-    raise DataError(
-        f"{row.where}: the label {label!r} (--data.label_key {data.label_key}) is neither {', '.join(RIGHT)} nor "
-        f"{', '.join(WRONG)}: say which labels mean right by --data.right_values."
-    )
+    right = is_right(label)
+    if right is None:
+        raise DataError(
+            f"{row.where}: the label {label!r} (--data.label_key {data.label_key}) is neither {', '.join(RIGHT)} nor "
+            f"{', '.join(WRONG)}: say which labels mean right by --data.right_values."
+        )
+    return right
+
+
+def is_right(value: Any) -> bool | None:
+    """What a label or a verdict says in one of the usual words; None for another word."""
+    word = _label(value).lower()
+    return word in RIGHT if word in RIGHT or word in WRONG else None
+
+
+def _label(value: Any) -> str:
+    number = isinstance(value, float) and value.is_integer()
+    return str(int(value) if number else value).strip()

@@ -97,9 +97,7 @@ async def serve(
 
     Without a form it is that of a reward model.
     """
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = stop_at_signal()
     runner = await RewardServer(line, limits, about, form).start(listener)
     ends = [asyncio.create_task(line.work()), asyncio.create_task(stop.wait())]
     ended, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -110,6 +108,14 @@ async def serve(
         task.cancel()
     for task in ended:
         task.result()  # the line ends only by a defect
+
+
+def stop_at_signal() -> asyncio.Event:
+    """Is set at SIGINT or SIGTERM, which no longer end the process."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
 
 
 class RewardServer:
