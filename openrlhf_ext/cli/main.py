@@ -21,6 +21,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "a judge held against labelled rows (calibrate), or behind HTTP (serve)",
     ),
     "annotate": ("openrlhf_ext.cli.annotate", "subjects for rows, by the judge: ids of a taxonomy"),
+    "assess": (
+        "openrlhf_ext.cli.assess",
+        "people judge outputs: a page or the terminal (serve), what it says (report), files of it (export)",
+    ),
     "plan": ("openrlhf_ext.cli.plan", "what fits, how many steps, how long: before it starts"),
     "check": ("openrlhf_ext.cli.check", "what would go wrong with a command, all of it at once, before it starts"),
     "negatives": ("openrlhf_ext.cli.negatives", "wrong answers made from right ones by rules, as pairs for DPO"),

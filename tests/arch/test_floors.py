@@ -13,7 +13,7 @@ FLOORS = {
     "ops": 1, "batch": 1, "device": 1, "track": 1,
     "ports": 2, "data": 2, "rewards": 2,
     "models": 3, "engine": 3, "rollout": 3,
-    "trainers": 4, "evaluation": 4,
+    "trainers": 4, "evaluation": 4, "assess": 4,
     "cluster": 5,
     "cli": 6,
 }  # fmt: skip
@@ -29,6 +29,8 @@ HOMES = {
     "torch": set(FLOORS) - {"errors", "types", "condition", "config", "plan", "cli"},
     "tyro": {"config", "cli"},
     "yaml": {"config", "rewards", "evaluation"},
+    "textual": {"assess"},
+    "aiohttp": {"assess", "rewards"},
     "openrlhf": set(),
 }
 FLOOR_0_MAY = {"tyro", "yaml"}

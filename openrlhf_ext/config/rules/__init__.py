@@ -9,12 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 from openrlhf_ext.config.annotate import AnnotateConfig
+from openrlhf_ext.config.assess import AssessConfig, AssessExportConfig, AssessReportConfig
 from openrlhf_ext.config.judge_command import CalibrateConfig, ServeJudgeConfig
 from openrlhf_ext.config.rl import RLConfig
 from openrlhf_ext.config.rules.advice import ADVICE
 from openrlhf_ext.config.rules.agent import AGENT_RULES
 from openrlhf_ext.config.rules.algorithm import ALGORITHM_RULES
 from openrlhf_ext.config.rules.annotate import ANNOTATE_RULES
+from openrlhf_ext.config.rules.assess import ASSESS_EXPORT_RULES, ASSESS_REPORT_RULES, ASSESS_RULES
 from openrlhf_ext.config.rules.common import COMMON_RULES
 from openrlhf_ext.config.rules.effects import idle_paths
 from openrlhf_ext.config.rules.judge import JUDGE_RULES
@@ -40,6 +42,12 @@ def broken_rules(config: Any, explicit: Explicit) -> list[Violation]:
         rules = SERVE_JUDGE_RULES
     elif isinstance(config, AnnotateConfig):
         rules = ANNOTATE_RULES
+    elif isinstance(config, AssessConfig):
+        rules = ASSESS_RULES
+    elif isinstance(config, AssessReportConfig):
+        rules = ASSESS_REPORT_RULES
+    elif isinstance(config, AssessExportConfig):
+        rules = ASSESS_EXPORT_RULES
     elif isinstance(config, RLConfig):
         rules = (
             *COMMON_RULES,
