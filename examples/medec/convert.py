@@ -8,11 +8,10 @@ Notes", Findings of ACL. The 319 notes with an error of its MS validation set gi
 
 from __future__ import annotations
 
-import csv
-import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+
+from notes import Note, convert, with_error
 
 COLUMNS = ("Text ID", "Text", "Error Flag", "Corrected Text")
 PROMPT = """\
@@ -25,38 +24,15 @@ Clinical note:
 {note}"""
 
 
-def rows_of(notes: Iterable[Mapping[str, str]]) -> Iterator[dict[str, str]]:
+def rows_of(notes: Iterable[Note]) -> Iterator[dict[str, str]]:
     """Two rows for every note whose error flag is 1; notes without an error are left out."""
-    for note in notes:
-        if note["Error Flag"].strip() != "1":
-            continue
+    for note in with_error(notes):
         for text, verdict in ((note["Text"], "Harmful"), (note["Corrected Text"], "Safe")):
             yield {"prompt": PROMPT.format(note=text.strip()), "label": verdict, "note_id": note["Text ID"]}
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) != 2:
-        print("usage: convert.py MEDEC.csv OUT.jsonl", file=sys.stderr)
-        return 2
-    source, target = map(Path, argv)
-    if not source.is_file():
-        print(f"{source} is not there: name MEDEC's CSV file.", file=sys.stderr)
-        return 2
-    with source.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
-        if missing:
-            there = ", ".join(reader.fieldnames or ()) or "none"
-            print(f"{source} has no column {', '.join(missing)}: its columns are {there}.", file=sys.stderr)
-            return 2
-        rows = list(rows_of(reader))
-    if not rows:
-        print(f"{source} has no note with Error Flag 1: nothing to convert.", file=sys.stderr)
-        return 2
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    print(f"{len(rows)} rows in {target}")
-    return 0
+    return convert(argv, COLUMNS, rows_of)
 
 
 if __name__ == "__main__":
