@@ -7,7 +7,8 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Coroutine, Sequence
+from collections import Counter
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -84,6 +85,8 @@ class Endpoint:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client: httpx.AsyncClient | None = None
         self._starting = threading.Lock()
+        self._counting = threading.Lock()
+        self._counts: Counter[str] = Counter()
 
     @property
     def name(self) -> str:
@@ -92,6 +95,12 @@ class Endpoint:
     def reply(self, questions: Sequence[Question]) -> list[Reply | NoReply]:
         """In the order of the questions, `concurrency` of them at a time."""
         return self._run(self._all(questions)) if questions else []
+
+    def take_counts(self) -> Mapping[str, float]:
+        """Since the last call: `failed_requests/REASON`, those that were sent again and went well included."""
+        with self._counting:
+            counts, self._counts = self._counts, Counter()
+        return counts
 
     def check(self) -> None:
         """One small question with a schema. Raises ConfigError, a sentence, if it is not answered."""
@@ -149,6 +158,8 @@ class Endpoint:
             else:
                 self._breaker.succeeded()
                 return reply
+            with self._counting:
+                self._counts[f"failed_requests/{failed.reason}"] += 1
             if not failed.retry:
                 break
             if failed.wait_s is not None:
