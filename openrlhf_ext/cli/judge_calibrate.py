@@ -95,8 +95,8 @@ def _pairwise(cfg: CalibrateConfig, opened: OpenJudge, rubric: Rubric, cases: Se
     verdicts = judge.compare_pairs(pairs)
     told = [(i, v) for i, v in enumerate(verdicts) if isinstance(v, PairVerdict)]
     _require_some(told, verdicts)
-    straight = [_winner(rubric, v.straight) for _, v in told]
-    turned = [_winner(rubric, v.turned) for _, v in told]
+    straight = [rubric.winner(v.straight) for _, v in told]
+    turned = [rubric.winner(v.turned) for _, v in told]
     # (pair, whether the first shown is right, whether it won), where there is a winner
     votes = [(i, True, won) for (i, _), won in zip(told, straight, strict=True) if won is not None]
     votes += [(i, False, not won) for (i, _), won in zip(told, turned, strict=True) if won is not None]
@@ -107,7 +107,7 @@ def _pairwise(cfg: CalibrateConfig, opened: OpenJudge, rubric: Rubric, cases: Se
         resamples=cfg.calibrate.resamples,
         seed=cfg.calibrate.seed,
     )
-    both = [_winner(rubric, v.winners) for _, v in told]
+    both = [rubric.winner(v.winners) for _, v in told]
     figures = {
         "no_verdict": _lost(verdicts),
         "agreement": as_json(whole),
@@ -126,13 +126,6 @@ def _pairwise(cfg: CalibrateConfig, opened: OpenJudge, rubric: Rubric, cases: Se
 def _reader(rubric: Rubric, threshold: float) -> Callable[[Verdict], bool]:
     low, high = rubric.reward_range
     return lambda verdict: (verdict.reward - low) / (high - low) >= threshold
-
-
-def _winner(rubric: Rubric, winners: Mapping[str, str]) -> bool | None:
-    """Whether the first of the pair won over all criteria by their weights; None for a tie."""
-    mine = {name: {A: 1.0, B: 0.0}.get(won, 0.5) for name, won in winners.items()}
-    difference = rubric.reward(mine) - rubric.reward({name: 1.0 - share for name, share in mine.items()})
-    return None if abs(difference) < 1e-9 else difference > 0
 
 
 def _order(

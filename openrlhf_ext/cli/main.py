@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "openrlhf_ext.cli.assess",
         "people judge outputs: a page or the terminal (serve), what it says (report), files of it (export)",
     ),
+    "eval": ("openrlhf_ext.cli.eval", "a model on data sets: rates with intervals, by group and subject"),
     "plan": ("openrlhf_ext.cli.plan", "what fits, how many steps, how long: before it starts"),
     "check": ("openrlhf_ext.cli.check", "what would go wrong with a command, all of it at once, before it starts"),
     "negatives": ("openrlhf_ext.cli.negatives", "wrong answers made from right ones by rules, as pairs for DPO"),

@@ -103,8 +103,8 @@ def judge_settings(cfg: RLConfig) -> JudgeSettings:
     )
 
 
-def endpoint_of(flags: Any) -> Endpoint:
-    """By the flags of a judge that is an endpoint. Raises ConfigError for a URL that is none."""
+def endpoint_of(flags: Any, whose: str = "the judge's") -> Endpoint:
+    """By the flags of a model that is an endpoint. Raises ConfigError for a URL that is none."""
     from openrlhf_ext.rewards.judge.endpoint import Endpoint, EndpointSettings
 
     assert flags.url is not None and flags.served_model_name is not None, "the rules ask for both"
@@ -116,6 +116,7 @@ def endpoint_of(flags: Any) -> Endpoint:
             concurrency=flags.concurrency,
             timeout_s=flags.timeout_s,
             max_retries=flags.max_retries,
+            whose=whose,
         )
     )
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from openrlhf_ext.config import RLConfig
+from openrlhf_ext.config.sections import RewardSourceFields
 from openrlhf_ext.rewards.sources import HttpSettings, Normalisation, RewardSettings, RuleSettings
 
 if TYPE_CHECKING:
@@ -20,12 +21,16 @@ if TYPE_CHECKING:
 
 def reward_settings(cfg: RLConfig) -> RewardSettings:
     reward = cfg.reward
+    normalize = tuple(cast(Normalisation, how) for how in reward.normalize)
+    return replace(source_settings(reward), on_error=reward.on_error, weights=reward.weights, normalize=normalize)
+
+
+def source_settings(reward: RewardSourceFields) -> RewardSettings:
+    """How one source is asked; what fails is counted."""
     return RewardSettings(
-        reward.on_error,
-        reward.weights,
-        reward.timeout_s,
+        "drop_group",
+        timeout_s=reward.timeout_s,
         max_retries=reward.max_retries,
-        normalize=tuple(cast(Normalisation, how) for how in reward.normalize),
         http=HttpSettings(
             reward.http_batch_size, reward.http_concurrency, reward.http_failures, reward.http_cooldown_s
         ),

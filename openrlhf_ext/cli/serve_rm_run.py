@@ -6,11 +6,13 @@ import asyncio
 import os
 import socket
 import sys
+from dataclasses import replace
 
 from openrlhf_ext.batch.partition import SplitSettings
 from openrlhf_ext.cli.serve_student import student_line
 from openrlhf_ext.cli.specs import model_path, split_settings
 from openrlhf_ext.config import Parsed, ServeRMConfig
+from openrlhf_ext.config.serve_rm import ServedDsSection
 from openrlhf_ext.data.tokenizer import load_tokenizer
 from openrlhf_ext.device import Device, attention, choose_device
 from openrlhf_ext.errors import ConfigError
@@ -67,18 +69,24 @@ def _model_spec(parsed: Parsed, device: Device) -> ModelSpec:
     cfg: ServeRMConfig = parsed.config
     path = cfg.student.model_name_or_path or cfg.reward.model_name_or_path
     assert path is not None
-    if cfg.ds.load_in_4bit and not device.can("4bit"):
-        raise ConfigError("--ds.load_in_4bit needs bitsandbytes, which is not installed: install it, or leave it out.")
     explicit = "ds.attn_implementation" in parsed.explicit
+    spec = scorer_spec(path, cfg.ds, device, normalize=cfg.reward.normalize_enable, explicit=explicit)
+    return replace(spec, kind="causal_lm") if cfg.student.model_name_or_path else spec
+
+
+def scorer_spec(path: str, ds: ServedDsSection, device: Device, *, normalize: bool, explicit: bool) -> ModelSpec:
+    """A reward model that only answers; `explicit` says whether attention was chosen."""
+    if ds.load_in_4bit and not device.can("4bit"):
+        raise ConfigError("--ds.load_in_4bit needs bitsandbytes, which is not installed: install it, or leave it out.")
     return ModelSpec(
         path=model_path(path),
-        kind="causal_lm" if cfg.student.model_name_or_path else "reward",
-        dtype=cfg.ds.param_dtype,
-        attn_implementation=attention(device, cfg.ds.attn_implementation, explicit=explicit),
-        packing=cfg.ds.packing_samples,
-        value_head=cfg.ds.value_head_prefix,
-        normalize=cfg.reward.normalize_enable,
-        load_in_4bit=cfg.ds.load_in_4bit,
+        kind="reward",
+        dtype=ds.param_dtype,
+        attn_implementation=attention(device, ds.attn_implementation, explicit=explicit),
+        packing=ds.packing_samples,
+        value_head=ds.value_head_prefix,
+        normalize=normalize,
+        load_in_4bit=ds.load_in_4bit,
     )
 
 
@@ -94,5 +102,8 @@ def _longest(parsed: Parsed, spec: ModelSpec) -> int:
 
 
 def _split(cfg: ServeRMConfig) -> SplitSettings:
-    budget = TOKENS_AT_ONCE if cfg.batch_size is None else None
-    return split_settings(cfg.batch_size or 1, budget, packed=cfg.ds.packing_samples)
+    return split_of(cfg.ds.packing_samples, cfg.batch_size)
+
+
+def split_of(packed: bool, rows: int | None = None) -> SplitSettings:
+    return split_settings(rows or 1, TOKENS_AT_ONCE if rows is None else None, packed=packed)

@@ -15,6 +15,7 @@ _POSITIVE: Range = (lambda v: 0 < v < math.inf, "above 0")
 _STEPS: Range = (lambda v: v == -1 or v >= 1, "1 or more, or -1 for never")
 _PART: Range = (lambda v: 0 <= v <= 1, "from 0 to 1")
 _POSITIVE_PART: Range = (lambda v: 0 < v <= 1, "above 0 and at most 1")
+_TOP_K: Range = (lambda v: v == -1 or v >= 1, "1 or more, or -1 for all tokens")
 _LOW_HIGH: Range = (lambda v: v[0] < v[1], "two numbers, the lower one first")
 _BETAS: Range = (lambda v: all(0 <= beta < 1 for beta in v), "two numbers from 0 to below 1")
 
@@ -99,7 +100,7 @@ RANGES: Mapping[str, Range] = {
     # Log-probs are those of the tempered distribution; vLLM takes at most 2.
     "rollout.temperature": (lambda v: 0 < v <= 2, "above 0 and at most 2"),
     "rollout.top_p": _POSITIVE_PART,
-    "rollout.top_k": (lambda v: v == -1 or v >= 1, "1 or more, or -1 for all tokens"),
+    "rollout.top_k": _TOP_K,
     "rollout.min_p": _PART,
     "data.max_len": (lambda v: v >= 2, "2 or more"),
     "data.max_samples": _AT_LEAST_1,
@@ -107,6 +108,16 @@ RANGES: Mapping[str, Range] = {
     "eval.steps": _STEPS,
     "eval.temperature": (lambda v: 0 <= v <= 2, "from 0 to 2"),
     "eval.n_samples_per_prompt": _AT_LEAST_1,
+    "eval.k": (lambda v: all(k >= 1 for k in v), "1 or more"),
+    "eval.threshold": (math.isfinite, "a finite number"),
+    "eval.max_new_tokens": _AT_LEAST_1,
+    "eval.top_p": _POSITIVE_PART,
+    "eval.top_k": _TOP_K,
+    "eval.min_p": _PART,
+    "eval.seed": _AT_LEAST_0,
+    "model.concurrency": _AT_LEAST_1,
+    "model.timeout_s": _POSITIVE,
+    "model.max_retries": _AT_LEAST_0,
     "ckpt.save_steps": _STEPS,
     "ckpt.max_num": _AT_LEAST_1,
     "ckpt.max_mem": (lambda v: v > 0, "above 0"),

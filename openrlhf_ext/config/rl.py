@@ -21,6 +21,7 @@ from openrlhf_ext.config.sections import (
     OptimizerFields,
     PlanSection,
     RaySection,
+    RewardSourceFields,
     RLCkptSection,
     RLDsSection,
     TrainFields,
@@ -81,7 +82,7 @@ class RefSection:
 
 
 @dataclass(frozen=True, slots=True)
-class RewardSection:
+class RewardSection(RewardSourceFields):
     remote_url: str | None = flag(
         None,
         "reward source: a Python file with reward_func, a URL, rule:format, rule:length, verify:exact or verify:math; "
@@ -99,19 +100,6 @@ class RewardSection:
     on_error: Literal["abort", "drop_group"] = flag(
         "abort", "after the last retry: stop the run, or drop the prompt's group and count it"
     )
-    timeout_s: float = flag(180.0, "seconds one call of a source may take")
-    max_retries: int = flag(2, "calls after the first that failed")
-    http_batch_size: int | None = flag(None, "rows of one request to a server (not set: a batch is one request)")
-    http_concurrency: int = flag(8, "requests to a server at a time")
-    http_failures: int = flag(5, "failed requests in a row after which a server is left alone for a while")
-    http_cooldown_s: float = flag(30.0, "seconds of that while")
-    format_pattern: str | None = flag(None, "rule:format: a regular expression that matches the whole answer")
-    format_tags: tuple[str, ...] = flag((), "rule:format: the answer is these tags, such as think answer, in order")
-    length_range: tuple[int, int] | None = flag(None, "rule:length: tokens of an answer that gets 1, low and high")
-    answer_pattern: str | None = flag(
-        None, "verify: a regular expression of what is compared, its first group where it has one (not set: all)"
-    )
-    verify_timeout_s: float = flag(5.0, "rule:format, verify: seconds one answer may take")
     clip_range: tuple[float, float] = flag((-10.0, 10.0), "rewards are clipped to low .. high")
     model_name_or_path: str | None = flag(None, "reward model: a Hugging Face folder or hub name", common=True)
     normalize_enable: bool = flag(False, "normalise its scores by the mean and deviation that it knows")

@@ -200,3 +200,22 @@ class DataFields:
     dataloader_num_workers: int = flag(
         0, "processes that load data", refused=declined("loading data in processes of its own")
     )
+
+
+@dataclass(frozen=True, slots=True)
+class RewardSourceFields:
+    """How sources of rewards are asked, and what the rules among them look for."""
+
+    timeout_s: float = flag(180.0, "seconds one call of a source may take")
+    max_retries: int = flag(2, "calls after the first that failed")
+    http_batch_size: int | None = flag(None, "rows of one request to a server (not set: a batch is one request)")
+    http_concurrency: int = flag(8, "requests to a server at a time")
+    http_failures: int = flag(5, "failed requests in a row after which a server is left alone for a while")
+    http_cooldown_s: float = flag(30.0, "seconds of that while")
+    format_pattern: str | None = flag(None, "rule:format: a regular expression that matches the whole answer")
+    format_tags: tuple[str, ...] = flag((), "rule:format: the answer is these tags, such as think answer, in order")
+    length_range: tuple[int, int] | None = flag(None, "rule:length: tokens of an answer that gets 1, low and high")
+    answer_pattern: str | None = flag(
+        None, "verify: a regular expression of what is compared, its first group where it has one (not set: all)"
+    )
+    verify_timeout_s: float = flag(5.0, "rule:format, verify: seconds one answer may take")

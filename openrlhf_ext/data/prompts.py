@@ -39,10 +39,12 @@ class PromptSettings:
 
 @dataclass(frozen=True, slots=True)
 class LoadedPrompts:
-    """`counts`: rows, prompts, and of those that were too long `overlong_dropped`, `overlong_truncated`."""
+    """`counts`: rows, prompts, and of those that were too long `overlong_dropped`, `overlong_truncated`. `rows` are
+    those of the prompts, one for each."""
 
     prompts: list[Prompt]
     counts: Mapping[str, int]
+    rows: list[Row]
 
 
 def load_prompts(settings: PromptSettings, tokenizer: PreTrainedTokenizerBase) -> LoadedPrompts:
@@ -74,7 +76,7 @@ def load_prompts(settings: PromptSettings, tokenizer: PreTrainedTokenizerBase) -
     tokens = tokenizer(texts, add_special_tokens=False)["input_ids"]
     counts = Counter(rows=len(rows))
     seen: Counter[str] = Counter()
-    prompts = []
+    prompts, kept = [], []
     for row, text, ids in zip(rows, texts, tokens, strict=True):
         if not ids:
             raise DataError(f"{row.where}: column {settings.input_key!r} gives a prompt without any token.")
@@ -84,13 +86,14 @@ def load_prompts(settings: PromptSettings, tokenizer: PreTrainedTokenizerBase) -
         fitted = _fit(ids, text, row, settings, tokenizer, counts)
         if fitted is not None:
             prompts.append(_prompt(prompt_id, *fitted, label, row, settings))
+            kept.append(row)
     if not prompts:
         raise DataError(
             f"all {len(rows)} prompts of {settings.dataset} are longer than {settings.max_prompt_tokens} tokens "
             "and were dropped: allow longer prompts, or truncate them."
         )
     counts["prompts"] = len(prompts)
-    return LoadedPrompts(prompts, dict(counts))
+    return LoadedPrompts(prompts, dict(counts), kept)
 
 
 def check_template(template: str) -> None:

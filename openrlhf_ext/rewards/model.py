@@ -39,17 +39,20 @@ class ModelSource:
         self,
         path: str,
         tokenizer: PreTrainedTokenizerBase,
-        policy_tokenizer: PreTrainedTokenizerBase,
+        policy_tokenizer: PreTrainedTokenizerBase | None,
         *,
         max_tokens: int,
         templated: bool,
     ) -> None:
-        """`templated` says that prompts were made with a chat template; DataError if `tokenizer` then has none."""
+        """`templated` says that prompts were made with a chat template; DataError if `tokenizer` then has none.
+
+        Without the policy's tokenizer, which an endpoint keeps to itself, an answer ended where it was not cut off.
+        """
         self.name = "reward_model"
         self.origin = path
         self._tokenizer = tokenizer
-        self._ends = frozenset(policy_tokenizer.all_special_ids)
-        self._same = same_tokens(tokenizer, policy_tokenizer)
+        self._ends = frozenset(policy_tokenizer.all_special_ids) if policy_tokenizer is not None else None
+        self._same = policy_tokenizer is not None and same_tokens(tokenizer, policy_tokenizer)
         self._max_tokens = max_tokens
         self._told = False
         self._scorer: Scorer | None = None
@@ -81,7 +84,10 @@ class ModelSource:
         """What the model reads of each sample, at its full length."""
         if self._same:
             return [rollout.token_ids for _, rollout in samples]
-        ended = [rollout.finish_reason == "stop" and rollout.token_ids[-1] in self._ends for _, rollout in samples]
+        ended = [
+            rollout.finish_reason == "stop" and (self._ends is None or rollout.token_ids[-1] in self._ends)
+            for _, rollout in samples
+        ]
         texts = [self._text(*sample, end) for sample, end in zip(samples, ended, strict=True)]
         tokenized: list[list[int]] = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
         eos = self._tokenizer.eos_token_id

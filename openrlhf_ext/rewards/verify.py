@@ -65,6 +65,12 @@ def is_mathematically(answer: str, label: object, pattern: str | None) -> bool:
     return False
 
 
+def mathematics_in(text: str) -> str | None:
+    """What math-verify reads in a text, as it stands there; None where it finds nothing."""
+    found = _parsed(text)
+    return str(found[-1]) if found else None
+
+
 def _parsed(text: str) -> list[object]:
     """What math-verify reads in a text. A formula that nothing marks as one is marked."""
     from math_verify import parse

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from vllm.engine.arg_utils import EngineArgs
 
 
+ADAPTER_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Those that vLLM has room for; adapters of another one take the next."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """What an engine is made of. Sizes in tokens and GiB; `None` leaves the choice to vLLM."""
@@ -28,7 +32,10 @@ class EngineSettings:
     seed: int = 0
     max_num_seqs: int = 256  # requests in one engine step
     enable_prefix_caching: bool = True
-    role: Literal["engines", "judge"] = "engines"  # a judge's answers may be bound to a JSON schema
+    # A judge's answers may be bound to a JSON schema; evaluated is a model as it is.
+    role: Literal["engines", "judge", "evaluated"] = "engines"
+    adapters: str | None = None  # a folder of peft's, with which an evaluated model answers
+    adapter_rank: int = 0
     agent: AgentSettings | None = None  # it plays episodes
     partial: bool = False  # weights may be replaced while another thread generates: answers go on under the new ones
     # GPU only
@@ -106,6 +113,11 @@ def _of_role(settings: EngineSettings) -> dict[str, Any]:
     if settings.role == "judge":
         # White space between the parts of an answer would be tokens that say nothing.
         return {"structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True}}
+    if settings.role == "evaluated":
+        if settings.adapters is None:
+            return {}
+        rank = next(rank for rank in ADAPTER_RANKS if rank >= settings.adapter_rank)
+        return {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
     from vllm.config.weight_transfer import WeightTransferConfig
 
     from openrlhf_ext.rollout.receiver import PREFIX, WorkerExtension

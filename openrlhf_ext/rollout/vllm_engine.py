@@ -91,6 +91,11 @@ class VllmEngine:
         with self._meter("load"):
             self._engine = start_engine(settings, device, self._can_sleep)
         self.tokenizer = self._engine.get_tokenizer()
+        self._adapters = None
+        if settings.adapters is not None:
+            from vllm.lora.request import LoRARequest
+
+            self._adapters = LoRARequest("adapters", 1, settings.adapters)
 
     @property
     def version(self) -> int:
@@ -159,7 +164,9 @@ class VllmEngine:
         try:
             with self._turns.step():
                 for index, (tokens, request) in enumerate(zip(prompts, params, strict=True)):
-                    self._engine.add_request(str(index), {"prompt_token_ids": list(tokens)}, request)
+                    self._engine.add_request(
+                        str(index), {"prompt_token_ids": list(tokens)}, request, lora_request=self._adapters
+                    )
             while len(finished) < len(prompts):
                 with self._turns.step():
                     finished.update((o.request_id, self._answer(o)) for o in self._engine.step() if o.finished)

@@ -10,6 +10,7 @@ from typing import Any
 
 from openrlhf_ext.config.annotate import AnnotateConfig
 from openrlhf_ext.config.assess import AssessConfig, AssessExportConfig, AssessReportConfig
+from openrlhf_ext.config.evaluation import EvalConfig
 from openrlhf_ext.config.judge_command import CalibrateConfig, ServeJudgeConfig
 from openrlhf_ext.config.rl import RLConfig
 from openrlhf_ext.config.rules.advice import ADVICE
@@ -19,6 +20,7 @@ from openrlhf_ext.config.rules.annotate import ANNOTATE_RULES
 from openrlhf_ext.config.rules.assess import ASSESS_EXPORT_RULES, ASSESS_REPORT_RULES, ASSESS_RULES
 from openrlhf_ext.config.rules.common import COMMON_RULES
 from openrlhf_ext.config.rules.effects import idle_paths
+from openrlhf_ext.config.rules.evaluation import EVAL_RULES
 from openrlhf_ext.config.rules.judge import JUDGE_RULES
 from openrlhf_ext.config.rules.judge_command import CALIBRATE_RULES, SERVE_JUDGE_RULES
 from openrlhf_ext.config.rules.rl import RL_RULES
@@ -48,6 +50,8 @@ def broken_rules(config: Any, explicit: Explicit) -> list[Violation]:
         rules = ASSESS_REPORT_RULES
     elif isinstance(config, AssessExportConfig):
         rules = ASSESS_EXPORT_RULES
+    elif isinstance(config, EvalConfig):
+        rules = EVAL_RULES
     elif isinstance(config, RLConfig):
         rules = (
             *COMMON_RULES,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +15,41 @@ OF_ENGINE = ("tensor_parallel_size", "gpu_memory_utilization", "enforce_eager", 
 
 
 def one_judge_is_named(config: Any, explicit: Explicit) -> Iterator[Violation]:
-    judge = config.judge
-    if judge.url is None and judge.model_name_or_path is None:
-        yield Violation("--judge.model_name_or_path", None, "it is required: the judge, or its endpoint as --judge.url")
-    if judge.url is not None and judge.model_name_or_path is not None:
-        yield Violation("--judge.url", judge.url, "--judge.model_name_or_path names another judge; leave out one")
-    if judge.url is not None and judge.served_model_name is None:
-        yield Violation("--judge.served_model_name", None, "it is required with --judge.url: the endpoint's model")
-    idle, without = (OF_ENDPOINT, "--judge.url") if judge.url is None else (OF_ENGINE, "--judge.model_name_or_path")
-    for name in idle:
-        if f"judge.{name}" in explicit:
-            yield Violation(f"--judge.{name}", None, f"it has no effect without {without}; leave it out")
+    yield from one_model_is_named(config, explicit, "judge", "the judge", OF_ENGINE)
 
 
-def a_rubric_is_named(config: CalibrateConfig | ServeJudgeConfig, explicit: Explicit) -> Iterator[Violation]:
+def one_model_is_named(
+    config: Any, explicit: Explicit, section: str, what: str, of_engine: Sequence[str]
+) -> Iterator[Violation]:
+    """A model of the section, or its endpoint; `of_engine` are its flags that an endpoint has no use for."""
+    model = getattr(config, section)
+    if model.url is None and model.model_name_or_path is None:
+        yield Violation(
+            f"--{section}.model_name_or_path", None, f"it is required: {what}, or its endpoint as --{section}.url"
+        )
+    if model.url is not None and model.model_name_or_path is not None:
+        yield Violation(
+            f"--{section}.url", model.url, f"--{section}.model_name_or_path names another model; leave out one"
+        )
+    if model.url is not None and model.served_model_name is None:
+        yield Violation(
+            f"--{section}.served_model_name", None, f"it is required with --{section}.url: the endpoint's model"
+        )
+    own = [f"{section}.{name}" for name in OF_ENDPOINT]
+    engine = [name if "." in name else f"{section}.{name}" for name in of_engine]
+    idle, without = (own, "url") if model.url is None else (engine, "model_name_or_path")
+    for path in idle:
+        if path in explicit:
+            yield Violation(f"--{path}", None, f"it has no effect without --{section}.{without}; leave it out")
+
+
+def a_rubric_is_named(config: Any, explicit: Explicit) -> Iterator[Violation]:
     yield from required(config, {"judge.prompt": "the rubric, a YAML file"})
     if config.judge.prompt and not Path(config.judge.prompt).expanduser().is_file():
         yield Violation("--judge.prompt", config.judge.prompt, "there is no such file; give a rubric (YAML)")
 
 
-def votes_differ(config: CalibrateConfig | ServeJudgeConfig, explicit: Explicit) -> Iterator[Violation]:
+def votes_differ(config: Any, explicit: Explicit) -> Iterator[Violation]:
     if config.judge.n_samples > 1 and config.judge.temperature == 0:
         yield Violation(
             "--judge.n_samples",

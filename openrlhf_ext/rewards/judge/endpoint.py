@@ -56,6 +56,7 @@ class EndpointSettings:
     backoff_s: float = 1.0  # before the first retry; doubles
     breaker_failures: int = 8  # questions in a row that failed after all their retries
     breaker_rest_s: float = 30.0
+    whose: str = "the judge's"  # in messages
 
 
 class Endpoint:
@@ -74,11 +75,12 @@ class Endpoint:
             _ = httpx.URL(settings.url), parts.port
             good = parts.scheme in ("http", "https") and bool(parts.hostname)
         if not good:
-            raise ConfigError(f"the judge's URL {settings.url!r} names no host: give http://HOST:PORT/v1.")
+            raise ConfigError(f"{settings.whose} URL {settings.url!r} names no host: give http://HOST:PORT/v1.")
         self._settings = settings
         self._url = settings.url.rstrip("/")
         self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
         self._key = settings.api_key or os.environ.get(KEY_VARIABLE, "")
+        self._whose = f"{settings.whose} endpoint"
         self._limit_name = "max_tokens"
         self._breaker = Breaker(settings.breaker_failures, settings.breaker_rest_s)
         self._resume_at = 0.0  # in the loop's time; a server that is asked too much is left alone by all
@@ -102,25 +104,26 @@ class Endpoint:
             counts, self._counts = self._counts, Counter()
         return counts
 
-    def check(self) -> None:
-        """One small question with a schema. Raises ConfigError, a sentence, if it is not answered."""
-        question = Question([{"role": "user", "content": 'Answer {"ready": true}.'}], PROBE_SCHEMA, max_new_tokens=32)
+    def check(self, *, schema: bool = True) -> None:
+        """One small question, with a schema or for a text. Raises ConfigError, a sentence, if it is not answered."""
+        asked = [{"role": "user", "content": 'Answer {"ready": true}.'}]
+        question = Question(asked, PROBE_SCHEMA if schema else None, max_new_tokens=32)
         models = self._run(self._models())
         if models and self._settings.model not in models:
             known = ", ".join(models[:8]) + (", ..." if len(models) > 8 else "")
             raise ConfigError(
-                f"the judge's endpoint {self._shown} does not know the model {self._settings.model}: it has {known}."
+                f"{self._whose} {self._shown} does not know the model {self._settings.model}: it has {known}."
             )
         try:
             self._run(asyncio.wait_for(self._once(question), min(PROBE_S, self._settings.timeout_s)))
         except (asyncio.TimeoutError, TimeoutError):
             raise ConfigError(
-                f"the judge's endpoint {self._shown} gave no answer within "
+                f"{self._whose} {self._shown} gave no answer within "
                 f"{min(PROBE_S, self._settings.timeout_s):g} s: check that it runs, or give it more time."
             ) from None
         except Failed as error:
             raise ConfigError(
-                f"the judge's endpoint {self._shown} did not answer a trial question to the model "
+                f"{self._whose} {self._shown} did not answer a trial question to the model "
                 f"{self._settings.model} ({error.detail}): check the URL, the model's name and the key."
             ) from None
 
@@ -206,7 +209,7 @@ class Endpoint:
             return [str(model["id"]) for model in listed]
         except httpx.ConnectError as error:
             raise ConfigError(
-                f"the judge's endpoint {self._shown} cannot be reached ({error}): start it, or check the URL."
+                f"{self._whose} {self._shown} cannot be reached ({error}): start it, or check the URL."
             ) from None
         except (httpx.HTTPError, ValueError, KeyError, TypeError):
             return []  # not every server lists its models; the trial question tells

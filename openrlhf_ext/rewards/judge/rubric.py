@@ -144,3 +144,12 @@ class Rubric:
             share = sum(w * value for w, value in zip(weights, values, strict=True)) / sum(weights)
         low, high = self.reward_range
         return low + (high - low) * share
+
+    def winner(self, winners: Mapping[str, str]) -> bool | None:
+        """Whether the first of a pair won over all criteria by their weights; None for a tie.
+
+        `winners` says of each criterion whether A (the first), B or neither is better.
+        """
+        mine = {name: {A: 1.0, B: 0.0}.get(won, 0.5) for name, won in winners.items()}
+        difference = self.reward(mine) - self.reward({name: 1.0 - share for name, share in mine.items()})
+        return None if abs(difference) < 1e-9 else difference > 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from openrlhf_ext.rewards.answer import Answer, AnswerError, Reason
@@ -98,11 +98,14 @@ class JudgeSource:
 
 def conversation(prompt: Prompt) -> str:
     """A prompt as a person reads it: its one message, its turns with their roles, or its text."""
-    if not prompt.messages:
-        return prompt.text
-    if len(prompt.messages) == 1:
-        return str(prompt.messages[0].get("content", ""))
-    return "\n\n".join(f"{turn.get('role', '')}: {turn.get('content', '')}" for turn in prompt.messages)
+    return spoken(prompt.messages) if prompt.messages else prompt.text
+
+
+def spoken(messages: Sequence[Mapping[str, Any]]) -> str:
+    """A conversation without markup: its one message, or its turns with their roles."""
+    if len(messages) == 1:
+        return str(messages[0].get("content", ""))
+    return "\n\n".join(f"{turn.get('role', '')}: {turn.get('content', '')}" for turn in messages)
 
 
 def _cases(batch: RewardBatch) -> list[Case]:
