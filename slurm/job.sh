@@ -1,18 +1,19 @@
 # shellcheck shell=bash
-# What every job script does around its training command. Sourced, with ROOT set to the repository.
+# What every job script does around its training command. Sourced.
 #
 # Slurm's warning before the time limit (--signal=B:USR1@SECONDS in the scripts) reaches the batch shell; the ranks are
 # told, save after their step and end with 75; the job is then put back into the queue and goes on from there.
 set -euo pipefail
 
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 COME_BACK=75
 warned=no
 
-say() { echo "$(basename "${JOB_SCRIPT:-$0}" .sh): $*"; }
-die() { echo "$(basename "${JOB_SCRIPT:-$0}" .sh): $*" >&2; exit 2; }
+say() { echo "${SLURM_JOB_NAME:-$(basename "$0" .sh)}: $*"; }
+die() { say "$*" >&2; exit 2; }
 
 # The comment at the head of a job script.
-usage() { sed -n '2,/^$/{s/^# \{0,1\}//;/^SBATCH/d;p}' "$1"; }
+usage() { sed -n '2,/^$/{s/^# \{0,1\}//;/^SBATCH/d;p}' "$0"; exit 0; }
 
 enter_cluster() {
   # shellcheck source=slurm/cluster.sh
@@ -93,30 +94,42 @@ prepare() {
   choose_output
 }
 
+# The exit code of a process in the background.
+exit_code() { # PID
+  local code last=0
+  # A trapped signal interrupts the wait, not the process; 127 is the answer on what has been waited for already.
+  while :; do
+    if wait "$1"; then code=0; else code=$?; fi
+    if [ "$code" -le 128 ] || ! kill -0 "$1" 2>/dev/null; then break; fi
+  done
+  if [ "$code" -gt 128 ]; then
+    wait "$1" 2>/dev/null || last=$?
+    [ "$last" -eq 127 ] || code=$last
+  fi
+  return "$code"
+}
+
+# Become a command that may be told before it listens: Python takes some seconds until it can, and would end of it.
+deaf() { trap '' USR1; exec "$@"; }
+
 # Run a command in the background, tell it when the time is nearly up, and answer with its exit code.
 await() { # TELL COMMAND...
   local tell=$1 code=0 pid
   shift
-  "$@" &
+  deaf "$@" &
   pid=$!
   # shellcheck disable=SC2064 # as they are now
   trap "warned=yes; say 'the time is nearly up: saving'; $tell $pid" USR1 TERM
-  # A trapped signal interrupts the wait, not the command; 127 is the answer on what has been waited for already.
-  while :; do
-    if wait "$pid"; then code=0; else code=$?; fi
-    if [ "$code" -le 128 ] || ! kill -0 "$pid" 2>/dev/null; then break; fi
-  done
-  if [ "$code" -gt 128 ]; then
-    local last=0
-    wait "$pid" 2>/dev/null || last=$?
-    [ "$last" -eq 127 ] || code=$last
-  fi
+  exit_code "$pid" || code=$?
   trap - USR1 TERM
   return "$code"
 }
 
 tell_ranks() { scancel --signal=USR1 "$SLURM_JOB_ID"; }
-tell_driver() { kill -USR1 "$1"; }
+# Again and again, until it has heard it and has ended.
+tell_process() { # PID
+  while kill -USR1 "$1" 2>/dev/null; do sleep 2; done &
+}
 
 # Back into the queue, if the run was told to stop and has got further since it last came back.
 come_back() { # EXIT_CODE
@@ -142,11 +155,14 @@ train_ranks() { # COMMAND FLAGS...
     --train.micro_batch_size "$MICRO" --device "$DEVICE" "${KEPT[@]}" ${SWEPT[@]+"${SWEPT[@]}"} "$@")
   say "openrlhf-ext $command ${flags[*]}"
   : >"$OUTPUT/logs/rank-0.log"
+  export ENDED=$OUTPUT/logs/.ended
+  rm -f "$ENDED"
   tail -n +1 -F "$OUTPUT/logs/rank-0.log" 2>/dev/null &
   local following=$!
   await tell_ranks srun --nodes="$NODES" --ntasks="$RANKS" --ntasks-per-node="$PER_NODE" --cpus-per-task=1 --overcommit \
     --kill-on-bad-exit=1 --output="$OUTPUT/logs/rank-%t.log" --error="$OUTPUT/logs/rank-%t.log" --open-mode=append \
-    ${RUN[@]+"${RUN[@]}"} "$PYTHON" -m "openrlhf_ext.cli.train_$command" "${flags[@]}" || code=$?
+    bash "$ROOT/slurm/rank.sh" ${RUN[@]+"${RUN[@]}"} "$PYTHON" -m "openrlhf_ext.cli.train_$command" "${flags[@]}" || code=$?
+  [ ! -s "$ENDED" ] || code=$(cat "$ENDED")
   sleep 1
   kill "$following" 2>/dev/null || true
   [ "$code" -eq 0 ] || say "the ranks ended with exit code $code; what each said last is in $OUTPUT/logs"
@@ -185,7 +201,7 @@ ray_step() { # NODE COUNT --head|--worker
 train_on_ray() { # COMMAND FLAGS...
   local code=0
   say "openrlhf-ext $* ${KEPT[*]}"
-  await tell_driver ${RUN[@]+"${RUN[@]}"} "$PYTHON" -m openrlhf_ext.cli.main "$@" --ray.address "$RAY" --device "$DEVICE" \
+  await tell_process ${RUN[@]+"${RUN[@]}"} "$PYTHON" -m openrlhf_ext.cli.main "$@" --ray.address "$RAY" --device "$DEVICE" \
     "${KEPT[@]}" ${SWEPT[@]+"${SWEPT[@]}"} || code=$?
   kill "${STEPS[@]}" 2>/dev/null || true
   wait "${STEPS[@]}" 2>/dev/null || true

@@ -19,17 +19,12 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out
 
-# Slurm runs a copy of this file from its spool: the repository is where the file was given to sbatch.
-JOB_SCRIPT=${BASH_SOURCE[0]}
-if [ -n "${SLURM_JOB_ID:-}" ]; then
-  JOB_SCRIPT=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p' | head -n 1)
-  while [ ! -f "$JOB_SCRIPT" ] && [ "$JOB_SCRIPT" != "${JOB_SCRIPT% *}" ]; do JOB_SCRIPT=${JOB_SCRIPT% *}; done
-fi
-ROOT=${ROOT:-$(cd "$(dirname "$JOB_SCRIPT")/.." && pwd)}
+# Slurm runs a copy of this file from its spool: job.sh is beside the file that was given to sbatch.
+SCRIPTS=${SCRIPTS:-$(scontrol show job "${SLURM_JOB_ID:-0}" 2>/dev/null | sed -n 's|^ *Command=\(.*\)/train_[a-z0-9_]*\.sh.*|\1|;T;p;q')}
 # shellcheck source=slurm/job.sh
-source "$ROOT/slurm/job.sh"
+source "${SCRIPTS:-$(dirname "${BASH_SOURCE[0]}")}/job.sh"
 
-case ${1:-} in -h | --help) usage "$JOB_SCRIPT"; exit 0 ;; esac
+case ${1:-} in -h | --help) usage ;; esac
 prepare 128
 train_ranks rm --preset qwen3-4b-pm-8x24gb ${MODEL:+--model.model_name_or_path "$MODEL"} \
   ${DATA:+--data.dataset "$DATA" --eval.dataset "${TEST:?names the rows to evaluate on, as DATA those to train on}" --eval.split train} "$@"

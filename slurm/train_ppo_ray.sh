@@ -18,17 +18,12 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out
 
-# Slurm runs a copy of this file from its spool: the repository is where the file was given to sbatch.
-JOB_SCRIPT=${BASH_SOURCE[0]}
-if [ -n "${SLURM_JOB_ID:-}" ]; then
-  JOB_SCRIPT=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p' | head -n 1)
-  while [ ! -f "$JOB_SCRIPT" ] && [ "$JOB_SCRIPT" != "${JOB_SCRIPT% *}" ]; do JOB_SCRIPT=${JOB_SCRIPT% *}; done
-fi
-ROOT=${ROOT:-$(cd "$(dirname "$JOB_SCRIPT")/.." && pwd)}
+# Slurm runs a copy of this file from its spool: job.sh is beside the file that was given to sbatch.
+SCRIPTS=${SCRIPTS:-$(scontrol show job "${SLURM_JOB_ID:-0}" 2>/dev/null | sed -n 's|^ *Command=\(.*\)/train_[a-z0-9_]*\.sh.*|\1|;T;p;q')}
 # shellcheck source=slurm/job.sh
-source "$ROOT/slurm/job.sh"
+source "${SCRIPTS:-$(dirname "${BASH_SOURCE[0]}")}/job.sh"
 
-case ${1:-} in -h | --help) usage "$JOB_SCRIPT"; exit 0 ;; esac
+case ${1:-} in -h | --help) usage ;; esac
 MODEL=${MODEL:?names the policy, a folder or hub name} DATA=${DATA:?names the prompts}
 REWARD=${REWARD:?names where rewards come from, a Python file or a URL}
 prepare "" # the batch of RL is the command's own affair

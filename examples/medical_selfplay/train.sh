@@ -4,6 +4,7 @@
 #     examples/medical_selfplay/train.sh
 # Without MODEL a tiny one is made and warmed up, which needs no GPU; without JUDGE the rows' labels decide alone.
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,/^set -/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; exit 0 ;; esac
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 out=${OUT:-outputs/medical_selfplay}
 train=${TRAIN:-data/medical_selfplay/train.jsonl}

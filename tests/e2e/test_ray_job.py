@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -55,11 +56,8 @@ def test_a_job_runs_to_its_end_and_its_log_is_followed(user: dict[str, str], wor
     assert done.returncode == 0, done.stdout + done.stderr
     assert "SUCCEEDED" in done.stderr
     assert f"step {STEPS}/{STEPS}" in done.stdout
-    record = Record(workshop / "job")
-    assert len(record.steps()) == STEPS
-    again = subprocess.run(words, env=user, capture_output=True, text=True, timeout=600, check=False)
-    assert again.returncode == 0, "a job sent again goes on from the end of it: " + again.stdout + again.stderr
-    assert len(Record(workshop / "job").steps()) == STEPS
+    assert Record(workshop / "job").steps() == list(range(STEPS + 1))
+    assert nothing_is_left(user)
 
 
 def test_a_failing_job_s_exit_code_is_ours(user: dict[str, str], workshop: Path) -> None:
@@ -81,37 +79,49 @@ def test_without_the_token_nothing_is_taken(user: dict[str, str], workshop: Path
     assert "did not take the job" in done.stderr
 
 
-def test_ctrl_c_stops_the_job_and_leaves_nothing(user: dict[str, str], workshop: Path, flags: list[str]) -> None:
-    words = [*flags, "--train.num_episodes", "100", *where(workshop, "stopped")]
+def test_ctrl_c_stops_the_job_and_the_same_line_goes_on_from_there(
+    user: dict[str, str], workshop: Path, flags: list[str]
+) -> None:
+    words = command(workshop, "--", "rl", *flags, "--ckpt.save_steps", "1", *where(workshop, "stopped"))
     with (workshop / "stopped.log").open("wb") as log:
-        launcher = subprocess.Popen(
-            command(workshop, "--name", "stopped", "--", "rl", *words),
-            env=user, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        launcher = subprocess.Popen(words, env=user, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
     end = time.monotonic() + 300
-    while len(Record(workshop / "stopped").steps()) < 1:
+    while len(Record(workshop / "stopped").steps()) < 3:
         assert launcher.poll() is None and time.monotonic() < end, (workshop / "stopped.log").read_text()
-        time.sleep(0.5)
+        time.sleep(0.1)
     launcher.send_signal(signal.SIGINT)
     assert launcher.wait(timeout=120) == 130
-    left = "processes or placement groups of the job"
+    assert "stopping job" in (workshop / "stopped.log").read_text()
+    assert nothing_is_left(user)
+    assert max(Record(workshop / "stopped").steps()) < STEPS
+    again = subprocess.run(words, env=user, capture_output=True, text=True, timeout=600, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "step 1/" not in again.stdout, "it goes on, and does not begin anew"
+    resumed, whole = Record(workshop / "stopped"), Record(workshop / "job")
+    assert resumed.steps() == list(range(STEPS + 1))
+    assert [resumed.rollouts(step) for step in range(1, STEPS + 1)] == [
+        whole.rollouts(step) for step in range(1, STEPS + 1)
+    ]
+
+
+def nothing_is_left(user: dict[str, str]) -> bool:
+    """Whether all processes and placement groups of the job are gone within a minute."""
     for _ in range(120):
-        if not roles() and not groups(user):
-            return
+        if not roles(user) and not groups(user):
+            return True
         time.sleep(0.5)
-    raise AssertionError(f"{left}: {roles()} {groups(user)}")
+    raise AssertionError(f"left of the job: {roles(user)} {groups(user)}")
 
 
-def roles() -> list[str]:
-    """Ray's names of the processes of our roles."""
+def roles(user: dict[str, str]) -> list[str]:
+    """Ray's names of the processes of our roles on this cluster, whose token they have."""
     names = ("ray::TrainWorker", "ray::VllmEngine")
     found = []
     for process in psutil.process_iter():
-        try:
-            if process.cmdline() and process.cmdline()[0].startswith(names):
-                found.append(process.cmdline()[0])
-        except psutil.Error:
-            continue
+        with suppress(psutil.Error):
+            name = (process.cmdline() or [""])[0]
+            if name.startswith(names) and process.environ().get("RAY_AUTH_TOKEN") == user["RAY_AUTH_TOKEN"]:
+                found.append(name)
     return found
 
 

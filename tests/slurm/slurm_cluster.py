@@ -195,6 +195,7 @@ class SlurmCluster:
         nodes = ",".join(self.names)
         cores = os.cpu_count() or 1
         (self.folder / "gres.conf").write_text(f"Name=gpu Type=declared File=/dev/tty[0-{GPUS - 1}]\n")
+        # A job that was put back waits until its credential has expired.
         (self.folder / "slurm.conf").write_text(
             f"""# {devices}
 ClusterName=declared
@@ -202,7 +203,7 @@ SlurmctldHost=head(10.77.0.1)
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={self.folder}/munge/socket
+AuthInfo=socket={self.folder}/munge/socket,cred_expire=20
 CredType=cred/munge
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
