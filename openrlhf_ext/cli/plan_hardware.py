@@ -78,6 +78,8 @@ def ranks_as_flags(command: str, parsed: Parsed, request: PlanRequest) -> list[s
             if value is None or get(parsed.config, path) == value:
                 continue
             if path in parsed.explicit and parsed.preset is None:
+                if isinstance(parsed.config, RLConfig) and get(parsed.config, path) < value:
+                    continue  # a role need not be on all of the machines
                 own = "--nodes" if name == "num_nodes" else "--device.count"
                 raise ConfigError(f"--{path} {get(parsed.config, path)} with {own} {value}: leave one of the two out.")
             if path in parsed.explicit or role in ("actor", "model"):

@@ -9,7 +9,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from openrlhf_ext.errors import UserError
+from openrlhf_ext.errors import ResourceError, UserError
+from openrlhf_ext.plan.layout import SPOKEN, layout_of
 from openrlhf_ext.plan.types import Arithmetic, Memory, Phase, PhasePeak, Place, Plan, Term
 
 _PIPE_WIDTH = 120
@@ -30,6 +31,7 @@ def full(plan: Plan) -> Group:
     """Everything: each term by role and phase, changes with what they save and cost."""
     return Group(
         *_headline(plan),
+        *_placement(plan),
         *_peaks(plan.memory),
         _terms(plan.memory, "gpu"),
         _terms(plan.memory, "host"),
@@ -115,6 +117,43 @@ def _largest_terms(plan: Plan) -> Iterator[RenderableType]:
 
 def _counts(term: Term, where: Place, peak: PhasePeak) -> bool:
     return term.where == where and peak.phase in term.phases and (where == "host" or term.pool == peak.pool)
+
+
+def _placement(plan: Plan) -> Iterator[RenderableType]:
+    """Node by node and GPU by GPU, neighbours with the same roles in one line."""
+    try:
+        layout = layout_of(plan.setup)
+    except ResourceError as raised:
+        yield Text(f"  {raised}")
+        return
+    table = Table(box=None, pad_edge=True, title="who sits where", title_justify="left")
+    for name in ("node", "GPU" if plan.setup.hardware.on_gpu else "process", "roles"):
+        table.add_column(name, overflow="fold")
+    for number, node in enumerate(layout.nodes):
+        alike = _alike([layout.sitting(number, device) for device in range(node.devices)])
+        for line, (first, last) in enumerate(alike):
+            sitting = zip(layout.sitting(number, first), layout.sitting(number, last), strict=True)
+            roles = ", ".join(f"{SPOKEN.get(role, role)} {_span(a, b)}" for (role, a), (_, b) in sitting) or "-"
+            table.add_row("" if line else node.name, _span(first, last), roles)
+    yield table
+
+
+def _alike(sitting: Sequence[Sequence[tuple[str, int]]]) -> Iterator[tuple[int, int]]:
+    """Runs of devices with the same process on all of them, or the next of the same roles on each."""
+    first = 0
+    for device in range(1, len(sitting) + 1):
+        before, now = sitting[device - 1], sitting[device] if device < len(sitting) else None
+        same = now == before and before == sitting[first]
+        following = now == [(role, number + 1) for role, number in before] and (
+            before != sitting[first] or device == first + 1
+        )
+        if not (same or following):
+            yield first, device - 1
+            first = device
+
+
+def _span(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
 
 
 def _peaks(memory: Memory) -> Iterator[RenderableType]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,6 +18,7 @@ from openrlhf_ext.cluster.learner_spec import LearnerSpec
 from openrlhf_ext.config import Parsed
 from openrlhf_ext.data.hub import local_files
 from openrlhf_ext.device import Device
+from openrlhf_ext.device.interfaces import meets_over
 from openrlhf_ext.device.peaks import PeakMeter
 from openrlhf_ext.device.rendezvous import free_port
 from openrlhf_ext.errors import ConfigError
@@ -134,6 +137,10 @@ def open_here(spec: LearnerSpec, opened: Opened, role: str = "model") -> LocalRo
         else:
             local = at.local_rank % max(spec.device.count, 1)  # a launcher may show each rank its own GPU only
             init_process(spec.device, at.rank, at.ranks, local, at.host, at.port, served=at.served)
+            if role == "model" and at.ranks > at.per_node:
+                # Said by every rank, in its own log.
+                over, here = meets_over(spec.device), socket.gethostname()
+                print(f"rank {at.rank} on {here} meets the others at {at.host}:{at.port} over {over}", file=sys.stderr)
         engine: Any = DeepSpeedEngine(spec.model, spec.engine, spec.device)
     return LocalRole(engine, spec.split, phase, spec.content)
 

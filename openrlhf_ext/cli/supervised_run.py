@@ -17,6 +17,7 @@ from openrlhf_ext.batch.types import OptimizerStep
 from openrlhf_ext.cli.launch import Launch
 from openrlhf_ext.cli.memory_report import as_result, memory_log, say_peaks, shortage_explained
 from openrlhf_ext.cli.preflight import preflight
+from openrlhf_ext.cli.rank_files import check_files_of_ranks
 from openrlhf_ext.cli.specs import (
     cadence_of,
     goal_of,
@@ -66,6 +67,8 @@ def run(command: Command, parsed: Parsed, launch: Launch | None = None) -> int:
     if not leads:
         console.quiet = True
         logging.disable(logging.WARNING)
+    if launch is not None and launch.ranks > launch.per_node:
+        check_files_of_ranks(parsed.config, launch)
     store, latest = open_store(parsed.config.ckpt, leads=leads)
     _check_resumable(latest)
     opened = Opened(launch)

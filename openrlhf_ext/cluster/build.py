@@ -11,8 +11,9 @@ import ray
 from openrlhf_ext.batch.partition import SplitSettings
 from openrlhf_ext.cluster.generator import RemoteGenerator, engine_actor
 from openrlhf_ext.cluster.judge import JudgeEngines, RemoteJudge
+from openrlhf_ext.cluster.node_files import check_files
 from openrlhf_ext.cluster.phases import Part, Phases, Sleeper
-from openrlhf_ext.cluster.placement import Demand, Slot, reserve
+from openrlhf_ext.cluster.placement import Slot, reserve
 from openrlhf_ext.cluster.roles import RemoteCritic, RemotePolicy, RemoteReference, RemoteScorer
 from openrlhf_ext.cluster.train_worker import SCORERS, EngineLinks
 from openrlhf_ext.cluster.waits import gather
@@ -20,6 +21,7 @@ from openrlhf_ext.cluster.worker_group import WorkerGroup, worker_environment
 from openrlhf_ext.device import Device
 from openrlhf_ext.engine.spec import EngineSpec
 from openrlhf_ext.models.spec import ModelSpec
+from openrlhf_ext.plan.layout import Demand
 from openrlhf_ext.rollout.judge_engine import JudgeEngine
 from openrlhf_ext.rollout.vllm_engine import EngineSettings, engine_environment
 from openrlhf_ext.track.checkpoints import CheckpointContent
@@ -140,6 +142,14 @@ class RolesSpec:
             demands.append(Demand("judge", self.pool("judge"), self.judge.count, tensor_parallel))
         return demands
 
+    def files(self) -> dict[Role, list[str]]:
+        """What the processes of each role read: folders, files, and names of the hub."""
+        files = {ROLES[part]: role.model.files for part, role in self.groups.items()}
+        files["vllm"] = [self.engines.settings.model]
+        if self.engines.settings.agent is not None:
+            files["vllm"].append(self.engines.settings.agent.path)
+        return files | ({"judge": [self.judge.settings.model]} if self.judge is not None else {})
+
 
 @dataclass(frozen=True, slots=True)
 class RemoteRoles:
@@ -157,10 +167,11 @@ def build_roles(spec: RolesSpec, memory: MemoryLog | None = None) -> RemoteRoles
 
     Raises:
         ResourceError: the cluster has less than the roles need, or a process died while loading.
-        DataError: a model that cannot be loaded.
+        DataError: a model that cannot be loaded, or that a node lacks.
     """
     memory = memory or MemoryLog()
     slots = reserve(spec.demands(), gpu=spec.device.count > 0)
+    check_files(spec.files(), slots)
     engines, started = _start_engines(spec, slots["vllm"])
     engine_sleeper = _engine_sleeper(engines)
     # An engine measures its GPU when it starts and must be alone on it.
@@ -184,7 +195,7 @@ def build_roles(spec: RolesSpec, memory: MemoryLog | None = None) -> RemoteRoles
     names = " and ".join(["engines", *["judge"] * (judges is not None), *groups])
     gather([*started, *loading], f"{names} to load", at=Moment("models", "load"))
     for group in groups.values():
-        group.collect(group.started, f"the {group.name} to load", "load")
+        group.loaded()
 
     sleepers = _sleepers(spec, groups, engine_sleeper if takes_turns else None, judges)
     phases = Phases(sleepers, sleepers.keys() & {"engines", "judge"})

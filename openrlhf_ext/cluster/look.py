@@ -1,4 +1,5 @@
-"""What a Ray cluster has: `python -m openrlhf_ext.cluster.look ADDRESS BIND` prints it as JSON."""
+"""What a Ray cluster has: `python -m openrlhf_ext.cluster.look ADDRESS BIND [PATH ...]` prints it as JSON: the room on
+each node for GPU and for CPU processes, and what each says of the paths."""
 
 from __future__ import annotations
 
@@ -8,20 +9,25 @@ import sys
 from openrlhf_ext.cluster.environment import prepare_environment
 from openrlhf_ext.errors import UserError
 
-UNITS = ("CPU", "GPU")
 
-
-def main(address: str, bind: str) -> int:
+def main(address: str, bind: str, *paths: str) -> int:
     prepare_environment(address, bind)
-    import ray
-
+    from openrlhf_ext.cluster.node_files import marks_on
+    from openrlhf_ext.cluster.placement import nodes_now
     from openrlhf_ext.cluster.session import RaySettings, ray_session
 
     with ray_session(RaySettings(address, bind)):
-        total = ray.cluster_resources()
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    largest = {unit: max((node.get(unit, 0) for node in nodes), default=0) for unit in UNITS}
-    print(json.dumps({"total": {unit: total.get(unit, 0) for unit in UNITS}, "largest": largest}))
+        ids, nodes = nodes_now(gpu=False)
+        gpus = [node.devices for node in nodes_now(gpu=True)[1]]
+        marks = marks_on(ids, paths) if paths else {}
+    print(
+        json.dumps(
+            [
+                {"name": node.name, "CPU": node.devices, "GPU": gpu, "marks": marks.get(own)}
+                for own, node, gpu in zip(ids, nodes, gpus, strict=True)
+            ]
+        )
+    )
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Which process runs where: roles share pools of bundles, and a bundle is one GPU (or one CPU process).
+"""Reserving what `plan.layout` decided: roles share pools of bundles, and a bundle is one GPU (or one CPU process).
 
 A role that cannot be placed is an error before anything is started: what was asked for, what the
 cluster has, and what to change.
@@ -6,38 +6,35 @@ cluster has, and what to change.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group
+from ray._private.state import available_resources_per_node
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from openrlhf_ext.errors import ResourceError
+from openrlhf_ext.plan.layout import Demand, Layout, Node, lay_out, pools_of
 from openrlhf_ext.track.progress import waiting
 
-ENGINES = ("vllm", "judge")
-"""Roles whose processes are engines, each with as many devices as it likes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """`processes` processes of one role, each with `devices` GPUs (or CPU slots). Roles with the same `pool` share."""
-
-    role: str
-    pool: str
-    processes: int
-    devices: int = 1
+NODE_ID = "ray.io/node-id"
+"""The label by which Ray knows a node."""
+READY_S = 10.0
+"""Bundles that were free a moment ago and are not ours within this time went to somebody else."""
+LOOK_AGAIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where one process runs, and its share of the bundle."""
+    """Where one process runs, and its share of the bundle. `node` is Ray's id of the node."""
 
     group: PlacementGroup
     bundle: int
     cpus: float
     gpus: float
+    node: str
 
     @property
     def options(self) -> dict[str, object]:
@@ -50,63 +47,78 @@ class Slot:
 
 def bundles_of(demands: Sequence[Demand], gpu: bool) -> dict[str, list[dict[str, float]]]:
     """The bundles of every pool. A CPU process takes one logical CPU; a GPU comes with one."""
-    pools: dict[str, list[Demand]] = {}
-    for demand in demands:
-        pools.setdefault(demand.pool, []).append(demand)
-    bundles = {}
-    for pool, members in pools.items():
-        sizes = {member.devices for member in members}
-        assert len(sizes) == 1, "the roles of one pool take equal shares of equal bundles"
-        devices = float(sizes.pop())
-        bundle = {"CPU": devices, "GPU": devices} if gpu else {"CPU": 1.0}
-        bundles[pool] = [bundle] * max(member.processes for member in members)
-    return bundles
+    return {
+        name: [{unit: float(pool.devices) for unit in units_of(gpu)}] * pool.bundles
+        for name, pool in pools_of(demands, gpu=gpu).items()
+    }
+
+
+def units_of(gpu: bool) -> tuple[str, ...]:
+    return ("CPU", "GPU") if gpu else ("CPU",)
 
 
 def reserve(demands: Sequence[Demand], *, gpu: bool) -> dict[str, list[Slot]]:
-    """Reserve all bundles and return each role's slots, rank by rank.
+    """Reserve all bundles at once and return each role's slots, rank by rank.
+
+    They are one placement group, so that two runs that wait for each other's half do not happen; each of its bundles
+    is bound to the node that the layout gives it.
 
     Raises:
-        ResourceError: the cluster has less than that in all, or no node that is large enough.
+        ResourceError: the cluster has less than that in all, or no nodes that could hold it if they were empty.
     """
-    bundles = bundles_of(demands, gpu)
-    unit = "GPU" if gpu else "CPU"
-    largest_node = max((node["Resources"].get(unit, 0) for node in ray.nodes() if node["Alive"]), default=0)
-    check_room(demands, unit, ray.cluster_resources().get(unit, 0), largest_node)
-    groups = {pool: placement_group(list(content), strategy="PACK") for pool, content in bundles.items()}
-    free = ray.available_resources().get(unit, 0)
-    asked = sum(bundle[unit] for content in bundles.values() for bundle in content)
-    with waiting(f"{asked:g} {unit}s ({free:g} are free now)"):
-        ray.get([group.ready() for group in groups.values()])
-    sharing: Mapping[str, int] = {pool: sum(d.pool == pool for d in demands) for pool in bundles}
+    ids, nodes = nodes_now(gpu)
+    lay_out(demands, nodes, gpu=gpu)
+    free = sum(node.devices for node in nodes_now(gpu, free=True)[1])
+    asked = sum(pool.bundles * pool.devices for pool in pools_of(demands, gpu=gpu).values())
+    with waiting(f"{asked} {units_of(gpu)[-1]}s ({free} are free now)"):
+        while True:
+            ids, nodes = nodes_now(gpu, free=True)
+            try:
+                layout = lay_out(demands, nodes, gpu=gpu)
+            except ResourceError:  # there is enough of it, but others use it
+                time.sleep(LOOK_AGAIN_S)
+                continue
+            if (group := _taken(layout, ids, gpu)) is not None:
+                return _slots(layout, ids, group, gpu)
+
+
+def nodes_now(gpu: bool, *, free: bool = False) -> tuple[list[str], list[Node]]:
+    """Ray's ids of the nodes that are alive, and the nodes with what they have, or what is `free` of it."""
+    there = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: node["NodeManagerHostname"])
+    left = available_resources_per_node() if free else {}
+    ids, nodes = [], []
+    for node in there:
+        resources = left.get(node["NodeID"], {}) if free else node["Resources"]
+        ids.append(node["NodeID"])
+        devices = min(int(resources.get(unit, 0)) for unit in units_of(gpu))
+        nodes.append(Node(node["NodeManagerHostname"], devices))
+    return ids, nodes
+
+
+def _taken(layout: Layout, ids: Sequence[str], gpu: bool) -> PlacementGroup | None:
+    """The bundles, pool by pool; None where somebody was faster."""
+    contents = bundles_of(layout.demands, gpu)
+    bundles = [bundle for pool in layout.bundles for bundle in contents[pool]]
+    labels = [{NODE_ID: ids[seat.node]} for seats in layout.bundles.values() for seat in seats]
+    group = placement_group(bundles, strategy="PACK", bundle_label_selector=labels)
+    if group.wait(READY_S):
+        return group
+    remove_placement_group(group)
+    return None
+
+
+def _slots(layout: Layout, ids: Sequence[str], group: PlacementGroup, gpu: bool) -> dict[str, list[Slot]]:
+    first, starts = 0, {}
+    for pool, seats in layout.bundles.items():
+        starts[pool], first = first, first + len(seats)
+    sharing: Mapping[str, int] = {pool: sum(d.pool == pool for d in layout.demands) for pool in layout.bundles}
+    contents = bundles_of(layout.demands, gpu)
     slots = {}
-    for demand in demands:
-        bundle = bundles[demand.pool][0]
-        share = sharing[demand.pool]
+    for demand in layout.demands:
+        bundle, share = contents[demand.pool][0], sharing[demand.pool]
         cpus, gpus = bundle["CPU"] / share, bundle.get("GPU", 0.0) / share
-        slots[demand.role] = [Slot(groups[demand.pool], i, cpus, gpus) for i in range(demand.processes)]
+        slots[demand.role] = [
+            Slot(group, starts[demand.pool] + index, cpus, gpus, ids[seat.node])
+            for index, seat in enumerate(layout.seats(demand))
+        ]
     return slots
-
-
-def check_room(demands: Sequence[Demand], unit: str, total: float, largest_node: float) -> None:
-    """`unit` is GPU or CPU, `total` how many a cluster has, `largest_node` how many its largest node.
-
-    Raises:
-        ResourceError: the demands ask for more in all, or one of their processes for more than a node has.
-    """
-    bundles = bundles_of(demands, gpu=unit == "GPU")
-    asked = sum(bundle[unit] for content in bundles.values() for bundle in content)
-    largest_bundle = max(bundle[unit] for content in bundles.values() for bundle in content)
-    wish = ", ".join(f"{d.role} {d.processes} x {d.devices}" for d in demands)
-    ranks = ", ".join(f"--{d.role}.num_gpus_per_node" for d in demands if d.role not in ENGINES)
-    engines = " or ".join(f"--{d.role}.num_engines" for d in demands if d.role in ENGINES)
-    if asked > total:
-        raise ResourceError(
-            f"The roles ask for {asked:g} {unit}s ({wish}) and the cluster has {total:g}: lower {ranks} or "
-            f"{engines}, share with --train.colocate_all, or add nodes."
-        )
-    if largest_bundle > largest_node:
-        raise ResourceError(
-            f"One engine asks for {largest_bundle:g} {unit}s on one node and the largest node has {largest_node:g}: "
-            f"lower {' or '.join(f'--{d.role}.tensor_parallel_size' for d in demands if d.devices == largest_bundle)}."
-        )

@@ -7,6 +7,7 @@ after its environment is set; the driver never loads them.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 
 from openrlhf_ext.batch.types import MicroBatch, TrainShard
 from openrlhf_ext.device import Device
+from openrlhf_ext.device.interfaces import meets_over
 from openrlhf_ext.device.peaks import Measured, PeakMeter
 from openrlhf_ext.device.rendezvous import free_port
 from openrlhf_ext.engine.spec import EngineSpec
@@ -90,6 +92,11 @@ class TrainWorker:
         host, port = endpoint
         init_process(self.device, self.rank, self.world_size, 0, host, port)
         self.engine = DeepSpeedEngine(model, spec, self.device)
+
+    @ray.method
+    def network(self) -> tuple[str, str]:
+        """This machine's name, and what its collectives go over."""
+        return socket.gethostname(), meets_over(self.device)
 
     @ray.method
     def answer(self, micros: Sequence[MicroBatch], temperature: float, adapters: bool) -> Measured[list[torch.Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from openrlhf_ext.track.progress import waiting
 
 PEERS_SECONDS = 5.0
 """How long an error waits for worse news: the ranks left behind by one that died notice before Ray does."""
+NODE_SECONDS = 60.0
+"""The same where there are several nodes: Ray takes a node for lost after some checks that it did not answer."""
+LOST_NODE = re.compile(r"its node has died\. Node Id: (\w+)")
 
 _kills_before = kernel_kills()
 
@@ -86,7 +90,8 @@ def _raised_by(error: RayTaskError) -> Exception:
 
 def _death_among(calls: Sequence[ray.ObjectRef]) -> RayActorError | OutOfMemoryError | None:
     """Whether one of the other processes died, which is why this one failed."""
-    pending, until = list(calls), time.monotonic() + PEERS_SECONDS
+    several = sum(node["Alive"] for node in ray.nodes()) > 1
+    pending, until = list(calls), time.monotonic() + (NODE_SECONDS if several else PEERS_SECONDS)
     while pending and (left := until - time.monotonic()) > 0:
         done, pending = ray.wait(pending, num_returns=1, timeout=left)
         for call in done:
@@ -102,6 +107,12 @@ def _death_among(calls: Sequence[ray.ObjectRef]) -> RayActorError | OutOfMemoryE
 def _died(error: RayActorError | OutOfMemoryError, what: str, at: Moment | None) -> Exception:
     if isinstance(error, RayActorError) and error.actor_init_failed:
         return _raised_by(error.args[0])  # Ray keeps what the constructor raised as its error's argument
+    if (lost := LOST_NODE.search(str(error))) is not None:
+        names = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
+        return ResourceError(
+            f"{names.get(lost[1], lost[1])} was lost while we waited for {what}: see what became of that node, then "
+            "continue with --ckpt.load_enable."
+        )
     by_ray, kills = "memory usage threshold" in str(error), kernel_kills() - _kills_before
     if at is not None and (by_ray or kills > 0):
         killer = "Ray's memory monitor" if by_ray else "the kernel"

@@ -15,6 +15,7 @@ from openrlhf_ext.device import Device
 from openrlhf_ext.engine.spec import EngineSpec
 from openrlhf_ext.models.spec import ModelSpec
 from openrlhf_ext.track.memory import MemoryLog, Moment
+from openrlhf_ext.track.progress import console
 
 SPINS = "20000"
 """Turns that a thread waits awake for the next piece of work: some tens of microseconds, then it sleeps."""
@@ -35,7 +36,7 @@ def worker_environment(device: Device, threads: int, *, alone: bool = True) -> d
 
 class WorkerGroup:
     """The processes of one role. They load in parallel with other groups: `started` is what to wait for, and then
-    `collect`.
+    `loaded`.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class WorkerGroup:
             )
             for rank, slot in enumerate(slots)
         ]
+        self._nodes = len({slot.node for slot in slots})
         endpoint = self.workers[0].endpoint.remote()
         self.started = [worker.build.remote(endpoint, model, spec) for worker in self.workers]
 
@@ -70,6 +72,14 @@ class WorkerGroup:
         for measured in answers:
             self._memory.note(self.name, measured.peaks)
         return [measured.answer for measured in answers]
+
+    def loaded(self) -> None:
+        """Wait until all ranks are; where they are on several machines, say what they meet over."""
+        self.collect(self.started, f"the {self.name} to load", "load")
+        if self._nodes > 1:
+            networks = gather([worker.network.remote() for worker in self.workers], "the ranks' networks")
+            over = ", ".join(f"{host} over {way}" for host, way in dict.fromkeys(networks))
+            console.print(f"{self.name}: {self.ranks} ranks meet: {over}", markup=False, soft_wrap=True)
 
     def sleep(self) -> None:
         gather([worker.sleep.remote() for worker in self.workers], f"the {self.name} to leave the GPU")

@@ -76,11 +76,10 @@ class Device:
             return {"DS_ACCELERATOR": "cuda"}
         return {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 
-    def rendezvous_environment(self, master_addr: str) -> dict[str, str]:
-        """Variables for torch.distributed: ranks that meet on the loopback address stay on it."""
-        if not (master_addr == "localhost" or master_addr.startswith("127.")):
-            return {}
-        return {"NCCL_SOCKET_IFNAME": "lo"} if self.kind == "cuda" else {"GLOO_SOCKET_IFNAME": "lo"}
+    @property
+    def interface_variable(self) -> str:
+        """The variable that names the network interface of this device's collectives."""
+        return "NCCL_SOCKET_IFNAME" if self.kind == "cuda" else "GLOO_SOCKET_IFNAME"
 
     def select(self, local_rank: int = 0) -> torch.device:
         """Make the device of this rank the current one of the process, and return it."""

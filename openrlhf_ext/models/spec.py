@@ -68,5 +68,10 @@ class ModelSpec:
         assert not (self.load_in_4bit and self.load_in_8bit), "a weight has 4 bits or 8"
 
     @property
+    def files(self) -> list[str]:
+        """The folders, or the hub's name, that are read to load it."""
+        return [self.path, *([self.adapters] if self.adapters is not None else [])]
+
+    @property
     def quantised(self) -> bool:
         return self.load_in_4bit or self.load_in_8bit

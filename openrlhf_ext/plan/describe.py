@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from openrlhf_ext.errors import ResourceError
 from openrlhf_ext.plan.disk import checkpoint_bytes, kept_bytes
-from openrlhf_ext.plan.types import Plan
+from openrlhf_ext.plan.layout import SPOKEN, layout_of
+from openrlhf_ext.plan.types import Plan, Setup
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -39,6 +41,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "checkpoint_gb": _gb(checkpoint_bytes(plan.setup)),
         "checkpoints_gb": _gb(kept_bytes(plan.setup)),
         "misfits": list(memory.misfits),
+        "placement": placement(plan.setup),
         "phases": [
             {"phase": p.phase, "pool": p.pool, "gpu_gb": _gb(p.gpu_bytes), "host_gb": _gb(p.host_bytes)}
             for p in memory.peaks
@@ -68,6 +71,25 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "time": asdict(plan.time) if plan.time is not None else None,
         "data": asdict(plan.setup.data),
     }
+
+
+def placement(setup: Setup) -> list[dict[str, Any]] | None:
+    """What sits on each device of each node, both counted from 0; None where it cannot be placed (see `misfits`)."""
+    try:
+        layout = layout_of(setup)
+    except ResourceError:
+        return None
+    return [
+        {
+            "node": number,
+            "device": device,
+            "processes": [
+                {"role": SPOKEN.get(role, role), "rank": rank} for role, rank in layout.sitting(number, device)
+            ],
+        }
+        for number, node in enumerate(layout.nodes)
+        for device in range(node.devices)
+    ]
 
 
 def _gb(count: int | None) -> float | None:

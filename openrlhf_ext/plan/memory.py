@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+from openrlhf_ext.errors import ResourceError
 from openrlhf_ext.plan.engines import EVER, bucket_terms, engine_memory, engine_terms, misfit
+from openrlhf_ext.plan.layout import layout_of
 from openrlhf_ext.plan.moments import transient_terms
 from openrlhf_ext.plan.parameters import adapter_parameters
 from openrlhf_ext.plan.processes import driver_terms, fragmentation, kept_by_torch, process_terms
@@ -136,16 +138,10 @@ def _slots(setup: Setup, terms: Iterable[Term], processes: dict[Role, int]) -> d
 
 
 def _misfits(setup: Setup) -> Iterator[str]:
-    hardware = setup.hardware
-    wanted, there = sum(setup.pools.values()), hardware.count * hardware.nodes
-    if hardware.on_gpu and wanted > there:
-        pools = ", ".join(f"{pool} {gpus}" for pool, gpus in setup.pools.items())
-        yield f"The roles need {wanted} GPUs ({pools}) and there {'are' if there > 1 else 'is'} {there}."
+    try:
+        layout_of(setup)
+    except ResourceError as raised:
+        yield str(raised)
     for run in setup.engines:
-        if hardware.on_gpu and run.tensor_parallel > hardware.count:
-            yield (
-                f"An engine of {run.tensor_parallel} GPUs needs them on one machine, which has {hardware.count}: lower "
-                f"--{'judge' if run.role == 'judge' else 'vllm'}.tensor_parallel_size."
-            )
-        if sentence := misfit(run, hardware):
+        if sentence := misfit(run, setup.hardware):
             yield sentence

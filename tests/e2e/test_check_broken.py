@@ -213,7 +213,7 @@ def test_more_processes_than_the_cluster_has(folder: Path, capsys: pytest.Captur
         flags = f"--ray.address {address} --actor.num_gpus_per_node 1 --ref.num_gpus_per_node 1 --vllm.num_engines 2"
         found = findings(["rl", *RL, *flags.split()], capsys, exit_code=2)
         assert named(found, "ok", "ray", [f"the cluster at {address} has 3 CPUs"], [])
-        assert named(found, "error", "device", ["The roles ask for 4 CPUs", "the cluster has 3"], ["lower"])
+        assert named(found, "error", "device", ["The roles ask for 4 CPUs", "there are 3"], ["lower"])
 
 
 def test_a_reward_that_needs_the_rows_columns(folder: Path, capsys: pytest.CaptureFixture[str]):

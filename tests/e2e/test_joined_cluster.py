@@ -24,7 +24,7 @@ def address(workshop: Path) -> Iterator[str]:
 def test_more_processes_than_the_cluster_has(workshop: Path, address: str):
     flags = [*FLAGS, "--ray.address", address, *ONE_EACH, "--vllm.num_engines", "2", *output_to("crowded")]
     last = run("rl", flags, workshop, exit_code=2).rstrip().splitlines()[-1]
-    assert "The roles ask for 4 CPUs (actor 1 x 1, ref 1 x 1, vllm 2 x 1) and the cluster has 3" in last
+    assert "The roles ask for 4 CPUs (actor 1 x 1, ref 1 x 1, vllm 2 x 1) and there are 3" in last
     assert "lower --actor.num_gpus_per_node" in last
 
 

@@ -14,6 +14,7 @@ from openrlhf_ext.cluster.placement import bundles_of
 from openrlhf_ext.config import Parsed, parse
 from openrlhf_ext.device import Device
 from openrlhf_ext.engine.deepspeed_config import deepspeed_config, effective_stage
+from openrlhf_ext.plan.layout import demands_of
 from openrlhf_ext.plan.setup import setup_of
 from openrlhf_ext.plan.types import SCORERS, Card, DataSize, EngineRun, Hardware, ModelRun, Setup
 
@@ -163,6 +164,7 @@ def same_model(run: ModelRun, role: TrainedRole) -> None:
 @pytest.mark.parametrize("flags", VARIANTS.values(), ids=VARIANTS)
 def test_pools_are_the_bundles_that_are_reserved(make, flags: str, device: Device):
     spec, setup = make(flags, device)
+    assert demands_of(setup) == spec.demands()
     bundles = bundles_of(spec.demands(), gpu=device.count > 0)
     if device.count:
         assert setup.pools == {pool: sum(b["GPU"] for b in content) for pool, content in bundles.items()}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from openrlhf_ext.cluster.placement import Demand, bundles_of
+from openrlhf_ext.cluster.placement import bundles_of
+from openrlhf_ext.plan.layout import Demand
 
 
 def roles(pools: tuple[str, str, str], ranks: tuple[int, int, int], devices: int = 1) -> list[Demand]:

@@ -6,10 +6,11 @@ import pytest
 
 from openrlhf_ext.batch.partition import SplitSettings
 from openrlhf_ext.cluster.build import EngineRole, RolesSpec, TrainedRole
-from openrlhf_ext.cluster.placement import Demand, bundles_of
+from openrlhf_ext.cluster.placement import bundles_of
 from openrlhf_ext.device import Device
 from openrlhf_ext.engine.spec import EngineSpec
 from openrlhf_ext.models.spec import LoraSpec, ModelSpec
+from openrlhf_ext.plan.layout import Demand
 from openrlhf_ext.rollout.vllm_engine import EngineSettings
 
 GPUS = Device("cuda", 8, frozenset({"sleep", "ipc", "bf16"}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from planned_runs import DPO, REINFORCE, arguments
 
@@ -25,6 +26,18 @@ def test_the_object_is_json_with_every_key():
     assert (shown["steps_per_epoch"], shown["leftover_rows"], shown["steps_total"]) == (9, 62, 10)
     assert all(change.keys() >= {"flag", "value", "saves_gb", "costs"} for change in shown["changes"])
     assert all(warning.keys() == {"code", "text"} for warning in shown["warnings"])
+
+
+def test_the_placement_says_who_sits_on_every_gpu():
+    flags = REINFORCE.replace("--actor.num_gpus_per_node 1", "--actor.num_gpus_per_node 2 --vllm.num_engines 3")
+    command, config, explicit, hardware, data = arguments("rl", flags, 192, count=2)
+    shown = as_json(make_plan(command, config, explicit, replace(hardware, nodes=2), data))["placement"]
+    assert [(place["node"], place["device"]) for place in shown] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    first, last = ([(p["role"], p["rank"]) for p in shown[index]["processes"]] for index in (0, 2))
+    assert first == [("policy", 0), ("reference", 0), ("engines", 0), ("judge", 0)]
+    assert last == [("engines", 2)]
+    crowded = as_json(make_plan(command, config, explicit, replace(hardware, count=1), data))
+    assert crowded["placement"] is None and "and there is 1" in crowded["misfits"][0]
 
 
 def test_peaks_are_the_sums_of_their_terms():

@@ -177,7 +177,11 @@ def test_the_fullest_machine_holds_what_it_has_room_for():
 def test_too_few_gpus_is_a_sentence():
     found = memory(f"{SMALL} --actor.num_gpus_per_node 4 --ref.num_gpus_per_node 4", Hardware(CARD, 8))
     assert not found.fits
-    assert found.misfits == ("The roles need 9 GPUs (actor 4, ref 4, vllm 1) and there are 8.",)
+    assert found.misfits == (
+        "The roles ask for 9 GPUs (actor 4 x 1, ref 4 x 1, vllm 1 x 1) and there are 8: lower "
+        "--actor.num_gpus_per_node, --ref.num_gpus_per_node or --vllm.num_engines, share with "
+        "--train.colocate_all, or add nodes.",
+    )
     assert memory(f"{SMALL} --actor.num_gpus_per_node 4 --ref.num_gpus_per_node 3", EIGHT).misfits == ()
 
 
