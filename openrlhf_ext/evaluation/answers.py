@@ -7,7 +7,6 @@ Which model answered is part of the table, by a name and by a fingerprint that c
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from openrlhf_ext.data.tables import content_id
 from openrlhf_ext.errors import DataError
 from openrlhf_ext.track.files import sync_folder
 
@@ -100,12 +100,7 @@ def content_keys(contents: Iterable[tuple[str, str | None, str | None]]) -> list
     many came before.
     """
     seen: Counter[str] = Counter()
-    keys = []
-    for content in contents:
-        digest = hashlib.blake2b(json.dumps(content).encode(), digest_size=10).hexdigest()
-        keys.append(f"{digest}-{seen[digest]}" if seen[digest] else digest)
-        seen[digest] += 1
-    return keys
+    return [content_id(content, seen) for content in contents]
 
 
 def write_answers(folder: Path, answerer: Answerer, rows: Sequence[AnswerRow]) -> Path:
