@@ -17,6 +17,10 @@ def main(argv: Sequence[str]) -> int:
     parsed = parse(EvalConfig, argv)
     for note in parsed.notes:
         print(note, file=sys.stderr)
+    if parsed.config.compare is not None:
+        from openrlhf_ext.cli.eval_compare import run_compare
+
+        return run_compare(parsed.config)
     if parsed.config.eval.lm_eval is not None:
         from openrlhf_ext.cli.eval_harness import run_harness
 

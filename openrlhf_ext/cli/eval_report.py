@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from openrlhf_ext.cli.judge_report import PIPE_WIDTH
-from openrlhf_ext.evaluation.sentences import rate_sentence
+from openrlhf_ext.evaluation.figures import rate_of
+from openrlhf_ext.evaluation.sentences import outcome_sentence
 
 COUNTED = ("right", "wrong", "unanswered", "truncated", "failed", "ungraded")
 
@@ -40,23 +41,18 @@ def _table(result: Mapping[str, Any]) -> Table:
     if shows_score:
         table.add_column("mean score", justify="right")
         table.add_column("95 %", justify="right")
-    for name, own in _lines(figures):
+    for name, own in lines_of(whole, figures):
         cells = [str(own["questions"]), *(str(own["outcomes"].get(outcome, 0)) for outcome in outcomes)]
-        cells += [*_cells(rate_of(own, rate)), *(_number(own["pass_at"][k]["value"]) for k in more)]
+        cells += [*_cells(rate_of(own, rate["outcome"])), *(_number(own["pass_at"][k]["value"]) for k in more)]
         if shows_score:
             cells += _cells(own["score"])
         table.add_row(Text(name), *cells)
     return table
 
 
-def rate_of(own: Mapping[str, Any], rate: Mapping[str, str]) -> Mapping[str, Any]:
-    """The rate that the result is about: accuracy, or that of what is wrong."""
-    found: Mapping[str, Any] = own["accuracy"] if rate["outcome"] == "right" else own["rates"][rate["outcome"]]
-    return found
-
-
-def _lines(figures: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    yield "all", figures["all"]
+def lines_of(whole: Mapping[str, Any], figures: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The lines of a table, each with its name: what all rows have, each group and each subject, indented."""
+    yield "all", whole
     for column, values in figures["groups"].items():
         for value, own in values.items():
             yield f"{column} = {value}", own
@@ -84,11 +80,8 @@ def _number(value: float | None) -> str:
 
 def _remarks(result: Mapping[str, Any]) -> Iterator[str]:
     whole, rate = result["figures"]["all"], result["rate"]
-    rated = whole["rated"]
-    if rated["answers"]:
-        hits = whole["outcomes"][rate["outcome"]]
-        sentence = rate_sentence(hits, rated["answers"], rate_of(whole, rate), questions=rated["questions"])
-        yield f"{rate['name']}: {sentence}"
+    if whole["rated"]["answers"]:
+        yield f"{rate['name']}: {outcome_sentence(whole, rate['outcome'])}"
     if result["ended_at_limit"]:
         yield f"{result['ended_at_limit']} of {whole['answers']} answers ended at --eval.max_new_tokens"
     if whole["outcomes"]["failed"]:

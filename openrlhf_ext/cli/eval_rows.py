@@ -101,7 +101,7 @@ def _sent(cfg: EvalConfig, row: Row, seen: Counter[str]) -> Prompt:
 def _columns(cfg: EvalConfig, rows: Sequence[Row]) -> Columns:
     """Raises DataError for a column that no row has, or of label and context that a row lacks."""
     data = cfg.data
-    groups = named(cfg.eval.group_by)
+    groups = cfg.groups
     flags = dict.fromkeys(groups, "--eval.group_by")
     if cfg.eval.subject_column is not None:
         flags[cfg.eval.subject_column] = "--eval.subject_column"
@@ -112,10 +112,6 @@ def _columns(cfg: EvalConfig, rows: Sequence[Row]) -> Columns:
     needed = {data.label_key: "--data.label_key", data.context_key: "--data.context_key"}
     require_columns(rows, {column: flag for column, flag in needed.items() if column is not None})
     return Columns(data.input_key, data.label_key, data.context_key, tuple(flags))
-
-
-def named(columns: str | None) -> list[str]:
-    return [part.strip() for part in (columns or "").split(",") if part.strip()]
 
 
 def _longest_allowed(parsed: Parsed, path: str) -> int:

@@ -21,7 +21,7 @@ from openrlhf_ext.cli.eval_model import (
     sampling_of,
 )
 from openrlhf_ext.cli.eval_report import show
-from openrlhf_ext.cli.eval_rows import Asked, named, rows_for_endpoint, rows_for_engine
+from openrlhf_ext.cli.eval_rows import Asked, rows_for_endpoint, rows_for_engine
 from openrlhf_ext.cli.eval_scoring import Scoring, judge_rule, late_roles, open_scoring, pair_judge
 from openrlhf_ext.config import Parsed
 from openrlhf_ext.config.evaluation import EvalConfig
@@ -62,7 +62,7 @@ class Evaluation:
         return summarise(
             rows,
             k=asked.k or sorted({1, asked.n_samples_per_prompt}),
-            groups=named(asked.group_by),
+            groups=self.cfg.groups,
             subject_column=asked.subject_column,
             taxonomy=self.taxonomy,
         )

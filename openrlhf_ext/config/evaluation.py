@@ -130,7 +130,14 @@ class EvalConfig:
     vllm: EvalVllmSection = section(EvalVllmSection, "the inference engine")
     ds: ServedDsSection = section(ServedDsSection, "number formats, kernels of the reward model")
     device: DeviceSection = section(DeviceSection, "CPU or GPU")
+    compare: tuple[str, str] | None = flag(
+        None, "two folders of results, A and B, to be held against each other: no model is asked", common=True
+    )
     json: bool = flag(False, "print one JSON object instead of tables", common=True)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return tuple(part.strip() for part in (self.eval.group_by or "").split(",") if part.strip())
 
     @property
     def generates(self) -> bool:

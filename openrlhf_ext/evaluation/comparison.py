@@ -97,7 +97,7 @@ def compare(
         found["groups"][column] = cells
     if subject_column is not None:
         report = subject_report(subject_places(firsts, subject_column, taxonomy), cell)
-        _correct(report["nodes"])
+        _correct([*report["nodes"], *filter(None, [report["without"]])])
         found["subjects"] = report
     return found
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from openrlhf_ext.evaluation.agreement import LEVEL
+from openrlhf_ext.evaluation.figures import rate_of
 
 FEW = 200
 """Below this many questions a tenth of a per cent says nothing."""
@@ -29,12 +30,11 @@ def rate_sentence(hits: int, n: int, estimate: Mapping[str, Any], *, questions: 
     return f"{hits} of {n}{several}: {value}, {100 * LEVEL:g} % interval {low} to {high}"
 
 
-def accuracy_sentence(figures: Mapping[str, Any]) -> str:
-    """`rate_sentence` of what `figures_of` found."""
+def outcome_sentence(figures: Mapping[str, Any], outcome: str = "right") -> str:
+    """`rate_sentence` of an outcome in what `figures_of` found."""
     rated = figures["rated"]
-    return rate_sentence(
-        figures["outcomes"]["right"], rated["answers"], figures["accuracy"], questions=rated["questions"]
-    )
+    hits, estimate = figures["outcomes"][outcome], rate_of(figures, outcome)
+    return rate_sentence(hits, rated["answers"], estimate, questions=rated["questions"])
 
 
 def threshold_sentence(estimate: Mapping[str, Any], threshold: float, n: int, *, at_least: bool = True) -> str:
@@ -52,27 +52,33 @@ def threshold_sentence(estimate: Mapping[str, Any], threshold: float, n: int, *,
     return f"{percent(value, n)} is {'' if side else 'not '}{wanted}, but {n} rows cannot tell: {between}"
 
 
-def difference_sentence(name: str, cell: Mapping[str, Any], *, better: Literal["high", "low"] = "high") -> str:
+def difference_sentence(
+    name: str, cell: Mapping[str, Any], *, better: Literal["high", "low"] = "high", of_rates: bool = True
+) -> str:
     """What a comparison's cell says: how far B is from A, whether that means anything at this n, and how many
-    questions would be needed to tell it. `name` is what the rate is called.
+    questions would be needed to tell it. `name` is what the rate, or the mean, is called.
     """
-    n, difference = cell["n"], cell["difference"]
-    rates = " and ".join(f"{side.upper()} {percent(cell[side]['value'], n)}" for side in ("a", "b"))
-    head = f"{name} on {_questions(n)} that both have: {rates}; "
-    ends = [difference["low"], difference["high"]]
-    if cell["p"] is None or None in ends:
+    n, difference, unit = cell["n"], cell["difference"]["value"], " points" if of_rates else ""
+    said = percent if of_rates else _number
+    size = points if of_rates else _size
+    sides = " and ".join(f"{side.upper()} {said(cell[side]['value'], n)}" for side in ("a", "b"))
+    head = f"{name} on {_questions(n)} that both have: {sides}; "
+    low, high = cell["difference"]["low"], cell["difference"]["high"]
+    if cell["p"] is None or low is None or high is None:
         return f"{head}of one question nothing can be said."
-    interval = f"95 % interval {points(ends[0], n, sign=True)} to {points(ends[1], n, sign=True)} points"
+    interval = f"{100 * LEVEL:g} % interval {size(low, n, sign=True)} to {size(high, n, sign=True)}{unit}"
+    telling = f"{_questions(n)} can tell no difference at all."
+    if cell["detectable"] is not None:
+        telling = f"With {_questions(n)} one of {size(cell['detectable'], n)}{unit} or more is told."
+    if not difference:
+        return f"{head}no difference ({interval}). {telling}"
+    apart = f"{size(abs(difference), n)}{unit} {'more' if difference > 0 else 'less'} for B"
     test = f"{cell['test']}, p {probability(cell.get('p_holm', cell['p']))}"
-    if not difference["value"]:
-        return f"{head}no difference ({interval}). {_telling(cell)}"
-    way = "more" if difference["value"] > 0 else "less"
-    size = f"{points(abs(difference['value']), n)} points {way} for B"
     if cell["told"]:
-        good = (difference["value"] > 0) == (better == "high")
-        return f"{head}{size} ({interval}; {test}): more than chance, B is {'better' if good else 'worse'}."
+        good = (difference > 0) == (better == "high")
+        return f"{head}{apart} ({interval}; {test}): more than chance, B is {'better' if good else 'worse'}."
     needed = f"about {cell['needed']:,} questions would be needed to tell such a difference (power 80 %)"
-    return f"{head}{size} ({interval}; {test}): it may be chance; {needed}. {_telling(cell)}"
+    return f"{head}{apart} ({interval}; {test}): it may be chance; {needed}. {telling}"
 
 
 def points(part: float, n: float, *, sign: bool = False) -> str:
@@ -84,11 +90,12 @@ def probability(p: float) -> str:
     return "below 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-def _telling(cell: Mapping[str, Any]) -> str:
-    n = cell["n"]
-    if cell["detectable"] is None:
-        return f"{_questions(n)[0].upper()}{_questions(n)[1:]} can tell no difference at all."
-    return f"With {_questions(n)} one of {points(cell['detectable'], n)} points or more is told."
+def _number(value: float | None, n: float) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _size(value: float, n: float, *, sign: bool = False) -> str:
+    return f"{value:{'+' if sign else ''}.3g}"
 
 
 def _questions(n: int) -> str:

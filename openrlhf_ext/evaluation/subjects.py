@@ -117,6 +117,14 @@ def taxonomy_of_ids(ids: Iterable[str]) -> Taxonomy:
     return _ordered([Subject(id, "") for id in dict.fromkeys(ids)], "")
 
 
+def taxonomy_of_nodes(nodes: Iterable[Mapping[str, Any]]) -> Taxonomy:
+    """The hierarchy of one or several reports, by their nodes' id, name and parent; the first name of an id holds."""
+    found: dict[str, Subject] = {}
+    for node in nodes:
+        found.setdefault(node["id"], Subject(node["id"], node["name"], node["parent"]))
+    return _ordered(list(found.values()), "")
+
+
 def load_taxonomy(path: str | Path) -> Taxonomy:
     """From a tree or a table.
 

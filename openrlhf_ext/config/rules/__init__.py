@@ -20,7 +20,7 @@ from openrlhf_ext.config.rules.annotate import ANNOTATE_RULES
 from openrlhf_ext.config.rules.assess import ASSESS_EXPORT_RULES, ASSESS_REPORT_RULES, ASSESS_RULES
 from openrlhf_ext.config.rules.common import COMMON_RULES
 from openrlhf_ext.config.rules.effects import idle_paths
-from openrlhf_ext.config.rules.evaluation import EVAL_RULES
+from openrlhf_ext.config.rules.evaluation import COMPARE_RULES, EVAL_RULES
 from openrlhf_ext.config.rules.judge import JUDGE_RULES
 from openrlhf_ext.config.rules.judge_command import CALIBRATE_RULES, SERVE_JUDGE_RULES
 from openrlhf_ext.config.rules.rl import RL_RULES
@@ -51,7 +51,7 @@ def broken_rules(config: Any, explicit: Explicit) -> list[Violation]:
     elif isinstance(config, AssessExportConfig):
         rules = ASSESS_EXPORT_RULES
     elif isinstance(config, EvalConfig):
-        rules = EVAL_RULES
+        rules = EVAL_RULES if config.compare is None else COMPARE_RULES
     elif isinstance(config, RLConfig):
         rules = (
             *COMMON_RULES,

@@ -146,6 +146,14 @@ def an_evaluated_answer_fits(config: EvalConfig, explicit: Explicit) -> Iterator
         )
 
 
+WITH_COMPARE = ("compare", "json", "eval.output", "eval.group_by", "eval.subject_column", "eval.taxonomy", "eval.seed")
+
+
+def results_are_compared(config: EvalConfig, explicit: Explicit) -> Iterator[Violation]:
+    for path in sorted(explicit - set(WITH_COMPARE)):
+        yield Violation(f"--{path}", None, "it has no effect with --compare; leave it out")
+
+
 EVAL_RULES: tuple[Rule, ...] = (
     refused_flags,
     values_in_range,
@@ -160,3 +168,4 @@ EVAL_RULES: tuple[Rule, ...] = (
     votes_differ,
     an_answer_fits,
 )
+COMPARE_RULES: tuple[Rule, ...] = (refused_flags, values_in_range, results_are_compared)

@@ -143,3 +143,15 @@ def test_no_difference() -> None:
         "no difference (95 % interval -28 to +28 points). With 10 questions one of 62 points or more is told."
     )
     assert sentence("rw", "rw").endswith("2 questions can tell no difference at all.")
+
+
+def test_a_difference_of_means_in_words() -> None:
+    a = [replace(each, score=0.1 * i) for i, each in enumerate(answers("r" * 12))]
+    b = [replace(each, score=each.score + (0.2 if i % 3 else -0.1)) for i, each in enumerate(a)]
+    told = difference_sentence("mean score", compare(a, b)["score"], of_rates=False)
+    assert told.startswith(
+        "mean score on 12 questions that both have: A 0.55 and B 0.65; 0.1 more for B (95 % interval +"
+    )
+    assert "permutation test of pairs" in told and "points" not in told
+    one = difference_sentence("mean score", compare(a[:1], b[:1])["score"], of_rates=False)
+    assert one.endswith("of one question nothing can be said.")

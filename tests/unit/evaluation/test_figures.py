@@ -13,7 +13,7 @@ from statsmodels.stats.weightstats import DescrStatsW
 
 from openrlhf_ext.errors import DataError
 from openrlhf_ext.evaluation.figures import NONE, figures_of, rate, summarise
-from openrlhf_ext.evaluation.sentences import accuracy_sentence, threshold_sentence
+from openrlhf_ext.evaluation.sentences import outcome_sentence, threshold_sentence
 
 
 def test_one_answer_to_each_question_has_wilsons_interval() -> None:
@@ -94,7 +94,7 @@ def test_nothing_to_count_is_null_and_no_zero() -> None:
     found = figures_of(answers("f"))
     assert found["accuracy"] == {"value": None, "low": None, "high": None}
     assert found["score"]["value"] is None
-    assert accuracy_sentence(found) == "0 of 0: nothing can be told"
+    assert outcome_sentence(found) == "0 of 0: nothing can be told"
 
 
 def test_groups_by_any_column() -> None:
@@ -113,10 +113,13 @@ def test_groups_by_any_column() -> None:
 
 
 def test_six_of_ten_in_words() -> None:
-    assert accuracy_sentence(figures_of(answers("r" * 6 + "w" * 4))) == "6 of 10: 60 %, 95 % interval 31 % to 83 %"
+    assert outcome_sentence(figures_of(answers("r" * 6 + "w" * 4))) == "6 of 10: 60 %, 95 % interval 31 % to 83 %"
+    assert (
+        outcome_sentence(figures_of(answers("w" * 6 + "ruuu")), "wrong") == "6 of 10: 60 %, 95 % interval 31 % to 83 %"
+    )
     rows = [row(f"q{i}", "right" if i < 6 else "wrong", sample) for i in range(10) for sample in range(2)]
-    assert accuracy_sentence(figures_of(rows)) == ("12 of 20 answers to 10 questions: 60 %, 95 % interval 31 % to 83 %")
-    many = accuracy_sentence(figures_of(answers("r" * 604 + "w" * 396)))
+    assert outcome_sentence(figures_of(rows)) == ("12 of 20 answers to 10 questions: 60 %, 95 % interval 31 % to 83 %")
+    many = outcome_sentence(figures_of(answers("r" * 604 + "w" * 396)))
     assert many == "604 of 1000: 60.4 %, 95 % interval 57.3 % to 63.4 %"
 
 
