@@ -116,6 +116,13 @@ class SupervisedRole(TrainRole, Protocol):
         """(B, H) float32 on the CPU: what the head of a preference model says at each row's last token."""
         ...
 
+    def generate(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling, *, end: int, rows: int
+    ) -> list[list[int]]:
+        """The tokens after each prompt, in order, up to and with `end` or another token at which the model ends; each
+        answer by its own seed. A rank answers `rows` at a time. The state of training is as before."""
+        ...
+
     def export_adapters(self, folder: Path) -> None:
         """The adapters without their base, as peft writes them."""
         ...
@@ -224,6 +231,12 @@ class TrainEngine(Protocol):
 
     def export_adapters(self, folder: Path) -> None:
         """Write the adapters, and a head that was trained with them, as peft does (rank 0; collective)."""
+        ...
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling, *, end: int, rows: int
+    ) -> list[list[int]]:
+        """Of this rank's weights alone, as of a SupervisedRole. Not where parameters are sharded (stage 3)."""
         ...
 
     def gather(self, value: Any) -> list[Any]:

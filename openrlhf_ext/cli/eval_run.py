@@ -28,7 +28,7 @@ from openrlhf_ext.config.evaluation import EvalConfig
 from openrlhf_ext.data.tokenizer import load_tokenizer
 from openrlhf_ext.device import Device, choose_device
 from openrlhf_ext.evaluation.answers import Answerer, AnswerKey, AnswerRow, read_answers
-from openrlhf_ext.evaluation.asked import AskedRow, Said
+from openrlhf_ext.evaluation.asked import AskedRow, answered
 from openrlhf_ext.evaluation.figures import summarise
 from openrlhf_ext.evaluation.likelihood import likelihood
 from openrlhf_ext.evaluation.plots import write_plots
@@ -189,15 +189,8 @@ def _generate(
         part = missing[start : start + at_once]
         said = model.say(part, lambda done, _, start=start: _say(start + done, len(missing), "answers"))  # type: ignore[misc]
         for (row, sample), answer in zip(part, said, strict=True):
-            rows[AnswerKey(row.blank.key, sample)] = _answered(row.blank, sample, answer)
+            rows[AnswerKey(row.blank.key, sample)] = answered(row.blank, sample, answer)
         evaluation.folder.keep(_ordered(evaluation, rows))
-
-
-def _answered(blank: AnswerRow, sample: int, said: Said) -> AnswerRow:
-    row = replace(blank, sample=sample, answer=said.text, tokens=said.tokens, finish=said.finish)
-    if said.failure is None and said.finish != "abort":
-        return row
-    return replace(row, outcome="failed", notes={"failure": said.failure or "the engine gave it up"})
 
 
 def _measure(evaluation: Evaluation, model: EngineModel, rows: dict[AnswerKey, AnswerRow]) -> None:

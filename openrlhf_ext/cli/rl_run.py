@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openrlhf_ext.cli.held_out import evaluation_record, held_out_rows
 from openrlhf_ext.cli.judge_calibration import say_if_no_better_than_chance
 from openrlhf_ext.cli.memory_report import as_result, gauges_of_driver, memory_log, say_peaks, shortage_explained
 from openrlhf_ext.cli.plan_data import longest_answer
@@ -37,7 +38,9 @@ from openrlhf_ext.data.prompts import LoadedPrompts, load_prompts
 from openrlhf_ext.data.source import PromptSource
 from openrlhf_ext.data.tokenizer import load_tokenizer
 from openrlhf_ext.device import choose_device
+from openrlhf_ext.evaluation.asked import AskedRow
 from openrlhf_ext.evaluation.generation import evaluate_generation
+from openrlhf_ext.evaluation.record import EvaluationRecord, rows_of
 from openrlhf_ext.models.build import check_spec
 from openrlhf_ext.plan.types import DataSize
 from openrlhf_ext.ports import Generator, RewardFn
@@ -47,7 +50,7 @@ from openrlhf_ext.track.memory import MemoryLog
 from openrlhf_ext.track.metrics import read_metrics
 from openrlhf_ext.track.progress import StepProgress, console
 from openrlhf_ext.track.stop import COME_BACK, say_resumable, stop_on_signal
-from openrlhf_ext.trainers.journal import Cadence, Journal
+from openrlhf_ext.trainers.journal import Cadence, Evaluate, Journal
 from openrlhf_ext.trainers.rl import RLRoles, RLSettings, train_rl
 from openrlhf_ext.types import Prompt
 
@@ -68,7 +71,7 @@ def run(parsed: Parsed) -> int:
         check_spec(model)
     players = _players(cfg)
     tokenizer = load_tokenizer(cfg.actor.model_name_or_path, fast=not cfg.data.disable_fast_tokenizer)
-    data = _load_data(cfg, tokenizer)
+    data = _load_data(cfg, tokenizer, resuming=latest is not None)
     planned = preflight("rl", parsed, device, _data_size(cfg, data))
     parsed, cfg, memory = planned.parsed, planned.parsed.config, memory_log(planned)
     settings = rl_settings(cfg, tokenizer)
@@ -80,12 +83,12 @@ def run(parsed: Parsed) -> int:
     judge = run_judge(cfg)
     say_if_no_better_than_chance(cfg.judge, judge.judge.rubric if judge else None)
     scorers = role_sources(cfg, tokenizer, judge)
-    check_rows(scorers, [*data.prompts, *data.held_out])
+    check_rows(scorers, [*data.prompts, *data.held_out_prompts])
     with (
         shortage_explained(planned, memory, store),
-        checked_judge(judge, [*data.prompts, *data.held_out]) as asked_by_files,
+        checked_judge(judge, [*data.prompts, *data.held_out_prompts]) as asked_by_files,
         load_reward(reward_sources(cfg), reward_settings(cfg), tokenizer, scorers, asked_by_files) as reward,
-        evaluation_reward(cfg, reward, tokenizer, data.held_out) as held_out_reward,
+        evaluation_reward(cfg, reward, tokenizer, data.held_out_prompts) as held_out_reward,
     ):
         reward.probe(data.prompts)
         with ray_session(ray_settings(cfg, spec)) as logs, stop_on_signal() as asked:
@@ -99,7 +102,7 @@ def run(parsed: Parsed) -> int:
                 tracker=tracker,
                 line=line,
                 store=store,
-                evaluate=_evaluation(cfg, data.held_out, remote.generator, held_out_reward),
+                evaluate=_evaluation(cfg, data, remote.generator, held_out_reward),
                 gauges=gauges_of_driver(memory, device),
                 stop=asked,
                 until=goal_of(cfg.train.stop_when),
@@ -172,21 +175,29 @@ class RLData:
 
     prompts: Sequence[Prompt]
     source: PromptSource
-    held_out: Sequence[Prompt]
+    held_out: Sequence[AskedRow]
+    record: EvaluationRecord | None  # of what is held out
     notes: Sequence[str]
 
+    @property
+    def held_out_prompts(self) -> list[Prompt]:
+        return [row.prompt for row in self.held_out]
 
-def _load_data(cfg: RLConfig, tokenizer: PreTrainedTokenizerBase) -> RLData:
+
+def _load_data(cfg: RLConfig, tokenizer: PreTrainedTokenizerBase, *, resuming: bool) -> RLData:
     data = cfg.data
     assert data.prompt_dataset is not None
     wanted = prompt_settings(cfg, data.prompt_dataset, data.prompt_split, data.prompt_probs, data.max_samples)
     loaded = load_prompts(wanted, tokenizer)
     notes = _overlong(loaded)
-    held_out: Sequence[Prompt] = ()
+    held_out: Sequence[AskedRow] = ()
+    record = None
     if cfg.eval.dataset is not None:
         evaluated = prompt_settings(cfg, cfg.eval.dataset, cfg.eval.split, None, data.max_samples)
         loaded_held_out = load_prompts(evaluated, tokenizer)
-        held_out = loaded_held_out.prompts
+        held_out = held_out_rows(cfg, loaded_held_out, data.input_key, data.label_key)
+        rule = cfg.eval.remote_url or ", ".join([*reward_sources(cfg), "the roles of training"])
+        record = evaluation_record(cfg, held_out, f"rewards by {rule}", eval_sampling(cfg), resuming=resuming)
         notes += [f"held-out {note}" for note in _overlong(loaded_held_out)]
     source = PromptSource(
         loaded.prompts,
@@ -196,7 +207,7 @@ def _load_data(cfg: RLConfig, tokenizer: PreTrainedTokenizerBase) -> RLData:
         seed=cfg.train.seed,
         drop_last=data.drop_last,
     )
-    return RLData(loaded.prompts, source, held_out, notes)
+    return RLData(loaded.prompts, source, held_out, record, notes)
 
 
 def _data_size(cfg: RLConfig, data: RLData) -> DataSize:
@@ -256,11 +267,22 @@ def _cadence(cfg: RLConfig) -> Cadence:
     )
 
 
-def _evaluation(cfg: RLConfig, prompts: Sequence[Prompt], generator: Generator, reward: RewardFn) -> Any:
-    if not prompts:
+def _evaluation(cfg: RLConfig, data: RLData, generator: Generator, reward: RewardFn) -> Evaluate | None:
+    """Figures by reward, and those of the answers as they are kept; where both have one (truncated), the first."""
+    if (record := data.record) is None:
         return None
-    sampling = eval_sampling(cfg)
-    return lambda step: evaluate_generation(prompts, generator, reward, sampling).metrics()
+    prompts, sampling = data.held_out_prompts, eval_sampling(cfg)
+
+    def evaluate(step: int) -> dict[str, float]:
+        found = evaluate_generation(prompts, generator, reward, sampling)
+        metrics = found.metrics()
+        return metrics | {
+            name: value
+            for name, value in record.keep(step, rows_of(data.held_out, found.answers)).items()
+            if name not in metrics
+        }
+
+    return evaluate
 
 
 def _result(cfg: RLConfig, steps: int, seconds: float, rollouts: Path) -> dict[str, Any]:

@@ -44,6 +44,10 @@ class Opened:
     launch: Launch | None
     memory: MemoryLog = field(default_factory=MemoryLog)
 
+    @property
+    def leads(self) -> bool:
+        return self.launch is None or self.launch.rank == 0
+
 
 def is_adapter_folder(path: str) -> bool:
     return (Path(path) / "adapter_config.json").is_file()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from openrlhf_ext.batch.partition import SplitSettings
 from openrlhf_ext.batch.types import OptimizerStep
+from openrlhf_ext.cli.held_out import held_out_answers
 from openrlhf_ext.cli.launch import Launch
 from openrlhf_ext.cli.memory_report import as_result, memory_log, say_peaks, shortage_explained
 from openrlhf_ext.cli.preflight import preflight
@@ -63,7 +64,8 @@ def run(command: Command, parsed: Parsed, launch: Launch | None = None) -> int:
     """Train as the config says. Raises UserError before a model is loaded where the input cannot be used."""
     start = time.monotonic()
     device = choose_device(parsed.config.device.type)
-    leads = launch is None or launch.rank == 0
+    opened = Opened(launch)
+    leads = opened.leads
     if not leads:
         console.quiet = True
         logging.disable(logging.WARNING)
@@ -71,10 +73,9 @@ def run(command: Command, parsed: Parsed, launch: Launch | None = None) -> int:
         check_files_of_ranks(parsed.config, launch)
     store, latest = open_store(parsed.config.ckpt, leads=leads)
     _check_resumable(latest)
-    opened = Opened(launch)
     if command == "dpo":
         check_reference(parsed.config, launch)
-    task = _task(command, parsed, device, opened)
+    task = _task(command, parsed, device, opened, resuming=latest is not None)
     planned = preflight(command, parsed, device, task.data_size())
     parsed, cfg, memory = planned.parsed, planned.parsed.config, memory_log(planned)
     output = Path(cfg.ckpt.output_dir)
@@ -129,7 +130,7 @@ def _check_resumable(latest: Checkpoint | None) -> None:
         )
 
 
-def _task(command: Command, parsed: Parsed, device: Device, opened: Opened) -> Task:
+def _task(command: Command, parsed: Parsed, device: Device, opened: Opened, *, resuming: bool) -> Task:
     """Rows are read and tokenized here: what is wrong with them is said before a model is loaded."""
     cfg = parsed.config
     tokenizer: PreTrainedTokenizerBase = load_tokenizer(
@@ -137,11 +138,12 @@ def _task(command: Command, parsed: Parsed, device: Device, opened: Opened) -> T
         fast=not cfg.data.disable_fast_tokenizer,
         chat_template=cfg.data.tokenizer_chat_template,
     )
-    if command == "sft":
-        return sft_task(cfg, tokenizer)
     if command == "rm":
         return rm_task(cfg, tokenizer)
-    return dpo_task(cfg, tokenizer, partial(make_reference, parsed, device, opened))
+    answers = held_out_answers(cfg, tokenizer, resuming=resuming, leads=opened.leads)
+    if command == "sft":
+        return sft_task(cfg, tokenizer, answers)
+    return dpo_task(cfg, tokenizer, partial(make_reference, parsed, device, opened), answers)
 
 
 def _split(cfg: Any) -> SplitSettings:

@@ -28,6 +28,8 @@ from openrlhf_ext.trainers.supervised import sft_evaluation, sft_step
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from openrlhf_ext.cli.held_out import HeldOutAnswers
+
 EVALUATION_ROWS = 64
 MakeReference = Callable[[SupervisedRole, Sequence[TokenBatch]], Reference]
 """Makes DPO's reference once the model is there; the batches are all that will be asked about."""
@@ -84,7 +86,7 @@ class Task:
 SCORE_FIGURES = {"train/loss": "loss", "train/accuracy": "accuracy", "train/grad_norm": "gradient", "train/lr": "lr"}
 
 
-def sft_task(cfg: SFTConfig, tokenizer: PreTrainedTokenizerBase) -> Task:
+def sft_task(cfg: SFTConfig, tokenizer: PreTrainedTokenizerBase, answers: HeldOutAnswers | None) -> Task:
     assert cfg.data.dataset is not None
     loaded = load_sft(sft_settings(cfg, cfg.data.dataset, cfg.data.dataset_split, cfg.data.dataset_probs), tokenizer)
     held_out: list[TokenBatch] = []
@@ -105,7 +107,7 @@ def sft_task(cfg: SFTConfig, tokenizer: PreTrainedTokenizerBase) -> Task:
         objective=SftObjective(),
         shown={"train/loss": "loss", "train/grad_norm": "gradient", "train/lr": "lr"},
         to_step=to_step,
-        evaluate=(lambda model, step: sft_evaluation(model, held_out)) if held_out else None,
+        evaluate=_with_answers(lambda model: sft_evaluation(model, held_out), answers) if held_out else None,
     )
 
 
@@ -139,7 +141,9 @@ def rm_task(cfg: RMConfig, tokenizer: PreTrainedTokenizerBase) -> Task:
     )
 
 
-def dpo_task(cfg: DPOConfig, tokenizer: PreTrainedTokenizerBase, make_reference: MakeReference) -> Task:
+def dpo_task(
+    cfg: DPOConfig, tokenizer: PreTrainedTokenizerBase, make_reference: MakeReference, answers: HeldOutAnswers | None
+) -> Task:
     loaded, held_out = _pairs(cfg, tokenizer, dpo_settings)
     loss = DpoLossSettings(
         kind="ipo" if cfg.model.ipo_enable else "hinge" if cfg.model.hinge_enable else "sigmoid",
@@ -167,9 +171,18 @@ def dpo_task(cfg: DPOConfig, tokenizer: PreTrainedTokenizerBase, make_reference:
         objective=DpoObjective(loss),
         shown=SCORE_FIGURES,
         to_step=to_step,
-        evaluate=(lambda model, step: dpo_evaluation(model, references[0], batches, loss)) if batches else None,
+        evaluate=_with_answers(lambda model: dpo_evaluation(model, references[0], batches, loss), answers)
+        if batches
+        else None,
         prepare=prepare,
     )
+
+
+def _with_answers(
+    losses: Callable[[SupervisedRole], dict[str, float]], answers: HeldOutAnswers | None
+) -> Callable[[SupervisedRole, int], dict[str, float]]:
+    """Figures of the loss, and of what the model answers where it is asked."""
+    return lambda model, step: losses(model) | (answers.evaluate(model, step) if answers is not None else {})
 
 
 def _pairs(

@@ -22,7 +22,8 @@ from openrlhf_ext.cluster.waits import gather
 from openrlhf_ext.cluster.worker_group import WorkerGroup
 from openrlhf_ext.ports import Objective
 from openrlhf_ext.track.checkpoints import CheckpointContent
-from openrlhf_ext.types import Report, RolloutKey, merge_reports
+from openrlhf_ext.trainers.answering import collected, dealt
+from openrlhf_ext.types import Report, RolloutKey, Sampling, merge_reports
 
 
 class RemoteModel:
@@ -173,6 +174,16 @@ class RemoteLearner(RemoteTrained):
 
     def scores(self, batch: TokenBatch) -> Tensor:
         return scatter_whole_rows(*self._ask(batch, "scores"), batch.rows)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling, *, end: int, rows: int
+    ) -> list[list[int]]:
+        shares = dealt(prompts, self.ranks)
+        calls = [
+            worker.generate.remote([prompts[i] for i in own], [seeds[i] for i in own], sampling, end, rows)
+            for worker, own in zip(self.group.workers, shares, strict=True)
+        ]
+        return collected(shares, self.group.collect(calls, f"{len(prompts)} answers of the model", "evaluate"))
 
 
 class RemoteScorer(RemoteModel):

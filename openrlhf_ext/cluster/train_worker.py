@@ -27,7 +27,7 @@ from openrlhf_ext.models.spec import ModelSpec
 from openrlhf_ext.ports import Objective
 from openrlhf_ext.rollout.transfer import Bucket, Rendezvous, Transport, make_sender, packed, unpack
 from openrlhf_ext.trainers.shards import run_steps
-from openrlhf_ext.types import Report
+from openrlhf_ext.types import Report, Sampling
 
 if TYPE_CHECKING:
     from openrlhf_ext.engine.deepspeed_engine import DeepSpeedEngine
@@ -109,6 +109,12 @@ class TrainWorker:
         if not self.engine.spec.trainable:
             self.device.empty_cache()  # the next to compute on this GPU may be another process
         return outputs
+
+    @ray.method
+    def generate(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling, end: int, rows: int
+    ) -> Measured[list[list[int]]]:
+        return self._measured("evaluate", lambda: self.engine.generate(prompts, seeds, sampling, end=end, rows=rows))
 
     @ray.method
     def update(self, shards: Sequence[TrainShard], objective: Objective) -> Measured[Report]:

@@ -9,8 +9,14 @@ from functools import partial
 from typing import Literal
 
 from openrlhf_ext.config.fields import flag, section
-from openrlhf_ext.config.sections import AdamSection, CkptSection, DsSection, EvalSection, LoggerSection, WandbSection
-from openrlhf_ext.config.supervised import ModelFields, PairsDataSection, PairsTrainSection, SupervisedFields
+from openrlhf_ext.config.sections import AdamSection, CkptSection, DsSection, LoggerSection, WandbSection
+from openrlhf_ext.config.supervised import (
+    AnsweredEvalSection,
+    ModelFields,
+    PairsDataSection,
+    PairsTrainSection,
+    SupervisedFields,
+)
 
 ReferenceStrategy = Literal["auto", "base", "adapter", "cached", "quantised", "offloaded", "model"]
 
@@ -50,7 +56,7 @@ class DPOConfig(SupervisedFields):
     data: PairsDataSection = section(PairsDataSection, "pairs and their columns")
     train: PairsTrainSection = section(partial(PairsTrainSection, micro_batch_size=8), "batches and epochs")
     ds: DsSection = section(DsSection, "DeepSpeed, number formats, kernels")
-    eval: EvalSection = section(partial(EvalSection, split="test"), "held-out evaluation")
+    eval: AnsweredEvalSection = section(partial(AnsweredEvalSection, split="test"), "held-out evaluation")
     ckpt: CkptSection = section(
         partial(CkptSection, path="./ckpt/checkpoints_dpo", max_mem=1e8), "checkpoints and exports"
     )

@@ -111,6 +111,8 @@ RANGES: Mapping[str, Range] = {
     "eval.k": (lambda v: all(k >= 1 for k in v), "1 or more"),
     "eval.threshold": (math.isfinite, "a finite number"),
     "eval.max_new_tokens": _AT_LEAST_1,
+    "eval.max_samples": _AT_LEAST_1,
+    "eval.answers_at_a_time": _AT_LEAST_1,
     "eval.top_p": _POSITIVE_PART,
     "eval.top_k": _TOP_K,
     "eval.min_p": _PART,

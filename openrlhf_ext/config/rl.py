@@ -13,9 +13,9 @@ from openrlhf_ext.config.fields import declined, flag, section
 from openrlhf_ext.config.judge import JudgeSection
 from openrlhf_ext.config.sections import (
     AdamSection,
+    AnsweringEvalSection,
     DataFields,
     DeviceSection,
-    EvalSection,
     LoggerSection,
     MemorySection,
     OptimizerFields,
@@ -228,7 +228,7 @@ class VllmSection:
 
 
 @dataclass(frozen=True, slots=True)
-class RLEvalSection(EvalSection):
+class RLEvalSection(AnsweringEvalSection):
     temperature: float = flag(0.6, "sampling temperature of evaluation")
     n_samples_per_prompt: int = flag(4, "answers for each prompt, the k of pass@k")
     remote_url: str | None = flag(

@@ -176,6 +176,16 @@ class EvalSection:
 
 
 @dataclass(frozen=True, slots=True)
+class AnsweringEvalSection(EvalSection):
+    """Of answers that an evaluation samples: what they are kept with, and whose figures are told apart."""
+
+    context_key: str | None = flag(None, "column of the source that answers are to be held against, kept for people")
+    group_by: str | None = flag(None, "columns whose values have figures of their own, with commas", common=True)
+    subject_column: str | None = flag(None, "column of ids such as 1.4.2, which roll up to 1.4 and 1", common=True)
+    taxonomy: str | None = flag(None, "names of those ids: YAML, JSON, CSV or JSONL (not set: ids alone)")
+
+
+@dataclass(frozen=True, slots=True)
 class TrainFields:
     """What every training command has in its `train` section."""
 

@@ -16,7 +16,13 @@ from openrlhf_ext.config.sections import (
     LoggerSection,
     WandbSection,
 )
-from openrlhf_ext.config.supervised import ModelFields, RowsFields, SupervisedFields, SupervisedTrainFields
+from openrlhf_ext.config.supervised import (
+    AnsweredEvalSection,
+    ModelFields,
+    RowsFields,
+    SupervisedFields,
+    SupervisedTrainFields,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,7 @@ class SFTConfig(SupervisedFields):
     data: SFTDataSection = section(SFTDataSection, "rows and their columns")
     train: SFTTrainSection = section(SFTTrainSection, "batches and epochs")
     ds: DsSection = section(DsSection, "DeepSpeed, number formats, kernels")
+    eval: AnsweredEvalSection = section(AnsweredEvalSection, "held-out evaluation")
     ckpt: CkptSection = section(
         partial(CkptSection, path="./ckpt/checkpoints_sft", max_mem=1e8), "checkpoints and exports"
     )

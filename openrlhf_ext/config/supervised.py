@@ -10,6 +10,7 @@ from typing import Literal
 from openrlhf_ext.config.fields import declined, flag, section
 from openrlhf_ext.config.sections import (
     MOE,
+    AnsweringEvalSection,
     DataFields,
     DeviceSection,
     EvalSection,
@@ -77,6 +78,26 @@ class SupervisedTrainFields(TrainFields):
 class PairsTrainSection(SupervisedTrainFields):
     micro_batch_size: int = flag(1, "pairs in one forward and backward pass of a rank", common=True)
     batch_size: int = flag(128, "pairs in one optimizer step, over all ranks", common=True)
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredEvalSection(AnsweringEvalSection):
+    """Held-out rows that are answered too, by the model in training."""
+
+    scorer: str | None = flag(
+        None,
+        "answer the held-out rows and score that: exact, first_letter, number_after:MARK, last_number, tag:NAME, "
+        "pattern:REGEX or math, as in `openrlhf-ext eval` (not set: figures of the loss alone)",
+        common=True,
+    )
+    label_key: str | None = flag(
+        None, "column of the reference answer; of a list any one (not set: the answer that is learned)"
+    )
+    max_samples: int | None = flag(None, "answer at most so many of the held-out rows (not set: all)")
+    n_samples_per_prompt: int = flag(1, "answers for each prompt")
+    temperature: float = flag(0.0, "sampling temperature (0: the likeliest token)")
+    max_new_tokens: int = flag(256, "tokens of the longest answer")
+    answers_at_a_time: int = flag(16, "answers that a rank samples at a time")
 
 
 @dataclass(frozen=True, slots=True)

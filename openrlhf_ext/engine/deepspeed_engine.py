@@ -6,7 +6,7 @@ loss is multiplied by the world size: gradients then sum over micro-batches and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -36,9 +36,10 @@ from openrlhf_ext.models.export import (
 )
 from openrlhf_ext.models.load import load_config
 from openrlhf_ext.models.lora import adapter_config, adapters_off, is_adapter
+from openrlhf_ext.models.sampling import continued
 from openrlhf_ext.models.spec import ModelSpec
 from openrlhf_ext.ports import Objective
-from openrlhf_ext.types import Metric, Report
+from openrlhf_ext.types import Metric, Report, Sampling
 
 
 class DeepSpeedEngine:
@@ -202,6 +203,16 @@ class DeepSpeedEngine:
         if self.rank == 0:
             write_adapter_folder(adapter_config(self.model.model), self.model_spec.path, folder, adapters)
         torch.distributed.barrier()
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling, *, end: int, rows: int
+    ) -> list[list[int]]:
+        """The tokens after each prompt (`models.sampling.continued`), with the weights as they are and adapters."""
+        assert self.stage < 3, "generation asks for the weights layer by layer at every token: they must be whole"
+        assert not self.asleep, "wake a model before it is used"
+        self._runner.eval()
+        return continued(self.model.model, prompts, seeds, sampling, end=end, rows=rows)
 
     def gather(self, value: Any) -> list[Any]:
         """What every rank brought, in their order. Collective."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from openrlhf_ext.data.tables import Row
@@ -57,6 +57,14 @@ def asked_rows(rows: Sequence[Row], prompts: Sequence[Prompt], columns: Columns)
         )
         asked.append(AskedRow(prompt, blank, row.where))
     return asked
+
+
+def answered(blank: AnswerRow, sample: int, said: Said) -> AnswerRow:
+    """The row of an answer, not graded yet; `failed` where there is none."""
+    row = replace(blank, sample=sample, answer=said.text, tokens=said.tokens, finish=said.finish)
+    if said.failure is None and said.finish != "abort":
+        return row
+    return replace(row, outcome="failed", notes={"failure": said.failure or "the engine gave it up"})
 
 
 def _shown(value: Any) -> str:

@@ -37,11 +37,21 @@ class PromptOutcome:
 
 
 @dataclass(frozen=True, slots=True)
+class SampledAnswer:
+    """One answer and what was made of it; `place` is that of its prompt among those that were asked."""
+
+    place: int
+    rollout: Rollout
+    score: Score | ScoreFailure
+
+
+@dataclass(frozen=True, slots=True)
 class EvalResult:
     """One evaluation with `n` samples per prompt, prompt by prompt: two of them are paired by id and sample."""
 
     n: int
     outcomes: tuple[PromptOutcome, ...]
+    answers: tuple[SampledAnswer, ...] = ()
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -114,12 +124,17 @@ def evaluate_generation(
     rollouts = generator.generate(prompts, sampling)
     results = reward.score(list(zip(prompts, rollouts, strict=True)))
     outcomes: list[PromptOutcome] = []
-    for prompt, siblings, scores in zip(prompts, rollouts, results, strict=True):
+    answers: list[SampledAnswer] = []
+    for at, (prompt, siblings, scores) in enumerate(zip(prompts, rollouts, results, strict=True)):
+        told_of: Sequence[Score | ScoreFailure] = (
+            [scores] * len(siblings) if isinstance(scores, ScoreFailure) else scores
+        )
+        answers += [SampledAnswer(at, rollout, told) for rollout, told in zip(siblings, told_of, strict=True)]
         for role in sorted({rollout.role for rollout in siblings}):
             own = [place for place, rollout in enumerate(siblings) if rollout.role == role]
             told = scores if isinstance(scores, ScoreFailure) else [scores[place] for place in own]
             outcomes.append(_outcome(prompt, role, [siblings[place] for place in own], told))
-    return EvalResult(sampling.n, tuple(outcomes))
+    return EvalResult(sampling.n, tuple(outcomes), tuple(answers))
 
 
 def _outcome(
@@ -139,7 +154,11 @@ def _outcome(
 
 
 def _passes(score: Score) -> bool:
-    return (score.value if score.filter_value is None else score.filter_value) >= PASS_AT
+    return passes(score.value if score.filter_value is None else score.filter_value)
+
+
+def passes(value: float) -> bool:
+    return value >= PASS_AT
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -84,7 +84,8 @@ class RewardGrader:
             # Each answer is a group of its own: one that cannot be scored takes no other with it.
             groups = [(answered[i][0].prompt, [self._rollout(*answered[i])]) for i in part]
             for place, scores in zip(part, self._reward.score(groups), strict=True):
-                found[place] = self._row(found[place], scores)
+                told = scores if isinstance(scores, ScoreFailure) else scores[0]
+                found[place] = by_score(found[place], told, self._passes)
             progress(start + len(part), len(places))
         failed = [found[place] for place in places if found[place].outcome == "failed"]
         if places and len(failed) == len(places):
@@ -103,17 +104,18 @@ class RewardGrader:
             (0.0,) * (len(prompt) + len(answer)), row.answer, "length" if row.finish == "length" else "stop", (0, 0),
         )  # fmt: skip
 
-    def _row(self, row: AnswerRow, scores: Sequence[Score] | ScoreFailure) -> AnswerRow:
-        if isinstance(scores, ScoreFailure):
-            failure = f"{scores.reason}: {scores.detail}"
-            return replace(row, outcome="failed", notes={**row.notes, "failure": failure})
-        (score,) = scores
-        value = score.value if score.filter_value is None else score.filter_value
-        passes = self._passes(value)
-        row = replace(row, score=value, notes={**row.notes, **score.notes})
-        if passes is None:
-            return replace(row, outcome="ungraded")
-        without = any(name.endswith("/no_answer") and told == 1.0 for name, told in score.parts.items())
-        if not passes and (without or not row.answer.strip()):
-            return replace(row, outcome="truncated" if row.finish == "length" else "unanswered")
-        return replace(row, outcome="right" if passes else "wrong")
+
+def by_score(row: AnswerRow, score: Score | ScoreFailure, passes: Callable[[float], bool | None]) -> AnswerRow:
+    """The row of an answer with the outcome that its score means."""
+    if isinstance(score, ScoreFailure):
+        failure = f"{score.reason}: {score.detail}"
+        return replace(row, outcome="failed", notes={**row.notes, "failure": failure})
+    value = score.value if score.filter_value is None else score.filter_value
+    right = passes(value)
+    row = replace(row, score=value, notes={**row.notes, **score.notes})
+    if right is None:
+        return replace(row, outcome="ungraded")
+    without = any(name.endswith("/no_answer") and told == 1.0 for name, told in score.parts.items())
+    if not right and (without or not row.answer.strip()):
+        return replace(row, outcome="truncated" if row.finish == "length" else "unanswered")
+    return replace(row, outcome="right" if right else "wrong")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from openrlhf_ext.errors import ResourceError
+from openrlhf_ext.plan.answers import answer_terms
 from openrlhf_ext.plan.engines import EVER, bucket_terms, engine_memory, engine_terms, misfit
 from openrlhf_ext.plan.layout import layout_of
 from openrlhf_ext.plan.moments import transient_terms
@@ -58,6 +59,8 @@ def _model_terms(setup: Setup) -> Iterator[Term]:
     for run in setup.models:
         transient = _transient(setup, run)
         yield from (*state_terms(run), *transient)
+        if run.answers is not None:
+            yield from answer_terms(run, run.answers, setup.config.eval.max_new_tokens)
         if setup.hardware.on_gpu:
             yield from fragmentation(run.role, run.pool, transient)
     if setup.command == "dpo" and reference_strategy(setup.config) == "adapter":

@@ -53,7 +53,8 @@ def _passes(run: ModelRun) -> dict[Phase, tuple[Pass, ...]]:
         return {"score": run.passes}
     found: dict[Phase, tuple[Pass, ...]] = {"train": run.passes}
     if run.role == "model":
-        found["evaluate"] = tuple(one for one in run.passes if not one.backward)
+        answered = () if run.answers is None else (run.answers,)
+        found["evaluate"] = (*(one for one in run.passes if not one.backward), *answered)
     return {phase: passes for phase, passes in found.items() if passes}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
+from openrlhf_ext.plan.answers import prompts_of_answers
 from openrlhf_ext.plan.placing import Cut, forward_options, frozen_options, training_options
 from openrlhf_ext.plan.shapes import adapters_of, text_shape
 from openrlhf_ext.plan.types import DataSize, Hardware, Kind, ModelRun, Pass, Phase, Setup
@@ -37,7 +38,7 @@ def supervised_setup(command: Literal["sft", "rm", "dpo"], config: Any, hardware
     train = _pass(command, config, cut, ranks, backward=True)
     asked = _pass(command, config, cut, ranks, backward=False)
     accumulates = cut.accumulates(config.train.batch_size * cut.unit, ranks)
-    model = replace(model, passes=(train, asked), accumulates=accumulates)
+    model = replace(model, passes=(train, asked), accumulates=accumulates, answers=prompts_of_answers(config))
     models = [model]
     if command == "dpo" and (strategy := reference_strategy(config)) in SECOND_MODEL:
         models.append(_second_model(config, strategy, model, asked))

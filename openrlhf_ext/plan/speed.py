@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from openrlhf_ext.config.judge import questions_of_a_prompt
+from openrlhf_ext.plan.answers import answers_of
 from openrlhf_ext.plan.arithmetic import rows_per_step, sequences_per_row
 from openrlhf_ext.plan.disk import checkpoint_bytes
 from openrlhf_ext.plan.engines import engine_memory
@@ -22,7 +23,7 @@ from openrlhf_ext.plan.flops import block_parameters, forward_flops, train_flops
 from openrlhf_ext.plan.parameters import total_parameters, trainable_parameters
 from openrlhf_ext.plan.setup_supervised import reference_strategy
 from openrlhf_ext.plan.states import states_bytes
-from openrlhf_ext.plan.types import BYTES, SCORERS, Arithmetic, EngineRun, ModelRun, Setup, Time
+from openrlhf_ext.plan.types import BYTES, SCORERS, Arithmetic, EngineRun, ModelRun, Pass, Setup, Time
 
 EFFICIENCY: dict[str, float] = {
     # Training with kernels that are not fused: 30 to 50 % of the dense peak is what large runs report (Chowdhery et
@@ -165,7 +166,16 @@ class _Work:
             parts["reference"] = self._reference(model)
         if self.data.eval_rows:
             parts["evaluate"] = self.forward(model, self.data.eval_rows * sequences_per_row(self.setup), self.length)
+            if model.answers is not None:
+                parts["evaluate"] += self._answers(model, model.answers, self.data.eval_rows)
         return parts | {"save": self._save()}
+
+    def _answers(self, model: ModelRun, prompts: Pass, eval_rows: int) -> float:
+        """By the model in training: prompts, then token by token, the longest of a batch taken to reach the limit."""
+        answers = answers_of(self.config, eval_rows)
+        batches = math.ceil(answers / model.ranks / prompts.rows)
+        token = max(self._read(model) / self._speeds(model).memory, self._launch(model))
+        return self.forward(model, answers, self.length) + batches * self.config.eval.max_new_tokens * token
 
     def _reference(self, model: ModelRun) -> float:
         """A second model, or the base under the adapters, in every step; or once over all pairs, before the first."""

@@ -103,10 +103,9 @@ class ModelRun:
     """One model on its ranks: a worker group of a run, or the one model of a supervised command.
 
     `zero_stage` is the stage that runs (`engine.deepspeed_config.effective_stage`); a frozen model runs at 3 or 0.
-    `eight_bit`: the optimizer's moments have 8 bits. `passes` are what it is asked to compute, each in its phase.
-    `sleeps`: its state leaves the GPU outside `train`. `awake`: the phases in which it is on the GPU. `gpu`: it
-    computes on one (its kernels are others than a CPU's). `accumulates`: an optimizer step has more than one
-    micro-batch.
+    `eight_bit`: the optimizer's moments have 8 bits. `passes` are what it is asked to compute, each in its phase;
+    `answers` the prompts that its evaluation answers. `sleeps`: its state leaves the GPU outside `train`. `awake`: the
+    phases in which it is on the GPU. `gpu`: its kernels are a GPU's. `accumulates`: a step has several micro-batches.
     """
 
     role: Role
@@ -133,6 +132,7 @@ class ModelRun:
     logprob_chunk: int = 1024
     head_dim: int = 1
     passes: tuple[Pass, ...] = ()
+    answers: Pass | None = None
     sleeps: bool = False
     awake: frozenset[Phase] = frozenset({"train"})
     gpu: bool = False

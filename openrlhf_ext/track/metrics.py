@@ -114,7 +114,7 @@ class WandbTracker:
             "project": settings.project,
             "group": settings.group,
             "name": settings.run_name,
-            "id": _run_id(folder / "wandb_run_id", resuming),
+            "id": run_id(folder / "wandb_run_id", resuming),
             "resume": "allow" if resuming else None,
             "dir": str(folder),
             "config": dict(config),
@@ -129,7 +129,7 @@ class WandbTracker:
                 "send it later with `wandb sync`.",
                 file=sys.stderr,
             )
-            common["id"] = _run_id(folder / "wandb_run_id", resuming=False)  # the failed start still holds the other
+            common["id"] = run_id(folder / "wandb_run_id", resuming=False)  # the failed start still holds the other
             self._run = wandb.init(mode="offline", settings=wandb.Settings(silent=True), **common)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -139,8 +139,8 @@ class WandbTracker:
         self._run.finish()
 
 
-def _run_id(path: Path, resuming: bool) -> str:
-    """A new id for a new run; a resumed run goes on in the chart whose id it finds in `path`."""
+def run_id(path: Path, resuming: bool) -> str:
+    """A new id for a new run; a resumed run goes on with the one that it finds in `path`."""
     if not (resuming and path.exists()):
         write_atomically(path, secrets.token_hex(8).encode())
     return path.read_text(encoding="utf-8")

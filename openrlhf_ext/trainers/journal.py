@@ -21,6 +21,8 @@ from openrlhf_ext.types import Metric, Report, merge_reports
 
 Evaluate = Callable[[int], Mapping[str, float]]
 """Held-out figures after this step."""
+SAID = 16
+"""Figures of an evaluation in its line; groups and subjects may be hundreds."""
 GOAL = "stop_when/reached"
 """Beside the figures of an evaluation, where there is a goal: 1 if it is reached, else 0."""
 
@@ -158,8 +160,9 @@ class Journal:
             return {}
         with self.clock("evaluate"):
             evaluated = dict(self._evaluate(step))
-        figures = ", ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in evaluated.items())
-        self._line.note(f"evaluation after step {step}: {figures}")
+        figures = [f"{name.removeprefix('eval/')} {value:.4g}" for name, value in evaluated.items()]
+        more = f", and {len(figures) - SAID} figures more" if len(figures) > SAID else ""
+        self._line.note(f"evaluation after step {step}: {', '.join(figures[:SAID])}{more}")
         return evaluated
 
     def _look_for_goal(self, step: int, evaluated: Mapping[str, float]) -> None:

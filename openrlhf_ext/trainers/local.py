@@ -16,8 +16,9 @@ from openrlhf_ext.batch.split import inference_split, scatter_rows, scatter_whol
 from openrlhf_ext.batch.types import MicroBatch, OptimizerStep, TokenBatch
 from openrlhf_ext.ports import Objective, TrainEngine
 from openrlhf_ext.track.checkpoints import CheckpointContent
+from openrlhf_ext.trainers.answering import collected, dealt
 from openrlhf_ext.trainers.shards import run_steps
-from openrlhf_ext.types import Report, merge_reports
+from openrlhf_ext.types import Report, Sampling, merge_reports
 
 MODEL = "model"
 """The exported model of a checkpoint, beside the state."""
@@ -74,6 +75,17 @@ class LocalRole:
         with self._phase("evaluate"):
             own = [self._engine.forward(micro, temperature, adapters=adapters) for micro in by_rank[self._engine.rank]]
             return list(chain.from_iterable(by_rank)), list(chain.from_iterable(self.together(own)))
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling, *, end: int, rows: int
+    ) -> list[list[int]]:
+        shares = dealt(prompts, self.ranks)
+        own = shares[self._engine.rank]
+        with self._phase("evaluate"):
+            answers = self._engine.generate(
+                [prompts[i] for i in own], [seeds[i] for i in own], sampling, end=end, rows=rows
+            )
+            return collected(shares, self.together(answers))
 
     def save(self, folder: Path) -> None:
         self.together(None)  # rank 0 has made the folder when the others arrive here

@@ -112,6 +112,19 @@ SUPERVISED = {
 }
 
 
+OF_ANSWERS = {
+    f"eval.{name}": "answers of evaluations are kept, and told apart by groups and subjects"
+    for name in ("context_key", "group_by", "subject_column", "taxonomy")
+}
+ANSWERED = OF_ANSWERS | {
+    f"eval.{name}": "what the model in training answers to held-out rows, beside its loss"
+    for name in (
+        "scorer", "label_key", "max_samples", "n_samples_per_prompt", "temperature", "max_new_tokens",
+        "answers_at_a_time",
+    )
+}  # fmt: skip
+
+
 def whole(section: str, reason: str, command: str = "rl") -> dict[str, str]:
     """A section that is ours altogether."""
     return {path: reason for path in flags_of(TREES[command]) if path.startswith(f"{section}.")}
@@ -124,6 +137,7 @@ OURS = {
         "memory.auto": PLANNED,
         **whole("judge", "a language model that scores, as a role of its own"),
         "train.stop_when": GOAL,
+        **OF_ANSWERS,
         "eval.remote_url": "a judge that is trained by does not say itself whether it was right",
         **whole("student", "RLT: a student's log-probs are the reward"),
         "ref.sync_steps": "RLT, TR-DPO: the reference follows the policy",
@@ -162,7 +176,7 @@ OURS = {
         "logger.metrics_file": "metrics on disk",
         "logger.rollout_dir": "rollouts on disk",
     },
-    "sft": SUPERVISED,
+    "sft": SUPERVISED | ANSWERED,
     "rm": SUPERVISED
     | {
         "model.centring_coef": "scores around zero (arXiv:2312.09244)",
@@ -173,6 +187,7 @@ OURS = {
         "ds.use_liger_kernel": "one section for all commands; refused",
     },
     "dpo": SUPERVISED
+    | ANSWERED
     | {
         "model.hinge_enable": "SLiC's loss",
         "model.length_normalize": "length-normalised log-probs",

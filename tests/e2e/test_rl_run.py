@@ -14,6 +14,7 @@ from base_run import BaseRun
 from scenario import PROMPTS, STEPS
 
 from openrlhf_ext.config import parse
+from openrlhf_ext.evaluation.answers import read_answers
 
 # Greedy tokens of the exported model and their log-probs, by both libraries.
 GENERATE = """
@@ -56,6 +57,21 @@ def test_the_result_is_said_and_written(base: BaseRun):
     for said in (f"{result['reward_before']:.3f} before", result["checkpoint"], result["rollouts"]):
         assert said in base.output
     assert f"{PROMPTS} prompts, {STEPS} rollout steps on this cpu" in base.output
+
+
+def test_the_answers_of_evaluations_are_kept_as_eval_keeps_them(base: BaseRun):
+    lines = [line for line in base.record.metrics() if "eval/held_out/pass@1" in line]
+    assert [line["step"] for line in lines] == [0, STEPS]
+    tables = [read_answers(base.record.folder / "evaluations" / f"step-{line['step']:08d}") for line in lines]
+    assert tables[0][0].fingerprint != tables[1][0].fingerprint
+    for line, (_, rows) in zip(lines, tables, strict=True):
+        assert len(rows) == 6 * 4
+        assert {row.outcome for row in rows} <= {"right", "wrong", "unanswered", "truncated"}
+        assert line["eval/held_out/accuracy"] == pytest.approx(line["eval/held_out/pass@1"])
+        assert sum(row.outcome == "right" for row in rows) == round(24 * line["eval/held_out/accuracy"])
+        assert all(row.reference in row.answer for row in rows if row.outcome == "right")
+        assert {row.columns["difficulty"] for row in rows} == {0, 1, 2, 3, 4, 5}
+    assert [row.pair for row in tables[0][1]] == [row.pair for row in tables[1][1]]
 
 
 def test_every_step_has_one_line_of_metrics(base: BaseRun):

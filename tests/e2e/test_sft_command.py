@@ -10,9 +10,11 @@ import psutil
 import pytest
 import torch
 from jobs import job, run
+from safetensors.torch import load_file
 from scenario import SHAPE, Record, output_to, row, write_jsonl
 from transformers import AutoModelForCausalLM
 
+from openrlhf_ext.evaluation.answers import read_answers
 from openrlhf_ext.models.tiny import build_tiny_model
 
 EXAMPLES, EPOCHS, BATCH = 90, 4, 8
@@ -93,6 +95,32 @@ def test_a_run_that_reaches_its_goal_ends_there_with_a_model_and_stays_ended(run
     stopped = Record(folder / "goal")
     assert stopped.steps() == [step for step in runs.whole.steps() if step <= goal]
     assert stopped.metrics()[-1]["stop_when/reached"] == 1.0
+
+
+@pytest.mark.slow
+def test_answers_are_sampled_graded_and_kept_and_training_does_not_notice(runs: SftRuns):
+    folder = runs.whole.folder.parent
+    flags = "--eval.scorer last_number --eval.max_new_tokens 8 --eval.group_by difficulty --eval.temperature 1"
+    run("sft", [*FLAGS.split(), *output_to("answered"), *flags.split(), "--eval.n_samples_per_prompt", "2"], folder)
+    answered = Record(folder / "answered")
+    lines = [line for line in answered.metrics() if "eval/held_out/accuracy" in line]
+    steps = [line["step"] for line in lines]
+    assert steps == [0, 10, 20, 30, 40, STEPS]
+    for line in lines:
+        who, rows = read_answers(answered.folder / "evaluations" / f"step-{line['step']:08d}")
+        assert who.name == f"{answered.folder.name} step {line['step']}"
+        assert len(rows) == 2 * 20
+        right = [sum(row.outcome == "right" for row in rows if row.sample == sample) for sample in (0, 1)]
+        assert line["eval/held_out/accuracy"] == pytest.approx(sum(right) / 40)
+        assert {"eval/held_out/pass@2", "eval/difficulty/1/accuracy"} <= line.keys()
+        assert all(row.extracted is None or row.extracted in row.answer for row in rows)
+    texts = [tuple(row.answer for row in read_answers(path)[1]) for path in (answered.folder / "evaluations").iterdir()]
+    assert len(set(texts)) > 1, "other weights say something else"
+    trained = [{k: v for k, v in line.items() if not k.startswith("eval/held_out") and "/difficulty/" not in k}
+               for line in answered.repeatable()]  # fmt: skip
+    assert trained == runs.whole.repeatable()
+    for name, weight in load_file(answered.folder / "model" / "model.safetensors").items():
+        assert torch.equal(weight, load_file(runs.whole.folder / "model" / "model.safetensors")[name]), name
 
 
 def test_memory_is_measured_in_every_phase(runs: SftRuns):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from openrlhf_ext.config.fields import get
 from openrlhf_ext.config.rl import RLConfig
+from openrlhf_ext.config.rules.answered import figures_are_of_answers
 from openrlhf_ext.config.rules.effects import flags_have_an_effect
 from openrlhf_ext.config.rules.rewards import REWARD_RULES
 from openrlhf_ext.config.rules.violation import Explicit, Rule, Violation, accumulation, count, one_for_each, required
@@ -148,4 +149,5 @@ RL_RULES: tuple[Rule, ...] = (
     *REWARD_RULES,
     one_share_for_each_prompt_set,
     best_metric_is_measured,
+    figures_are_of_answers,
 )

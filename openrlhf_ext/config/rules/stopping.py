@@ -18,16 +18,20 @@ FIGURES: Mapping[type, tuple[str, ...]] = {
     SFTConfig: ("loss", "perplexity"),
     RMConfig: _PAIRS,
     DPOConfig: (*_PAIRS, "chosen_reward", "rejected_reward"),
-    RLConfig: ("pass@1", "reward", "response_length", "truncated", "prompts", "failed"),
+    RLConfig: ("reward", "response_length", "prompts"),
 }
-"""The last parts of the figures of an evaluation; rl's have their data set before them, and pass@k for its k."""
-LESS_IS_BETTER = ("loss", "perplexity", "calibration_error", "truncated", "failed")
+"""The last parts of the figures of an evaluation."""
+OF_ANSWERS = ("accuracy", "pass@1", "score", "unanswered", "truncated", "questions", "failed")
+"""Of answers that are sampled: they have their data set, group or subject before them, and pass@k for its k."""
+LESS_IS_BETTER = ("loss", "perplexity", "calibration_error", "unanswered", "truncated", "failed")
 
 
 def figures_of(config: Any) -> tuple[str, ...]:
     """The last parts of the names that this run's evaluations have."""
     names = FIGURES[type(config)]
-    return (*names, f"pass@{config.eval.n_samples_per_prompt}") if isinstance(config, RLConfig) else names
+    if isinstance(config, RLConfig) or getattr(config.eval, "scorer", None) is not None:
+        names = (*names, *OF_ANSWERS, f"pass@{config.eval.n_samples_per_prompt}")
+    return tuple(dict.fromkeys(names))
 
 
 def figure_meant(condition: Condition, config: Any) -> str | None:
@@ -51,7 +55,7 @@ def a_goal_is_measured(config: Any, explicit: Explicit) -> Iterator[Violation]:
         yield Violation(FLAG, text, str(error))
         return
     if figure_meant(condition, config) is None:
-        there = ", ".join(dict.fromkeys(figures_of(config)))
+        there = ", ".join(figures_of(config))
         yield Violation(FLAG, text, f"no evaluation of this run has that figure; there are {there}")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from openrlhf_ext.config.dpo import DPOConfig
 from openrlhf_ext.config.fields import flags_of, get
 from openrlhf_ext.config.rm import RMConfig
+from openrlhf_ext.config.rules.answered import ANSWERED
 from openrlhf_ext.config.rules.violation import Explicit, Rule, Violation, accumulation, count, one_for_each, required
 from openrlhf_ext.config.sft import SFTConfig
 
@@ -89,7 +90,7 @@ COMMON: tuple[Rule, ...] = (
     adapters_have_a_rank,
 )
 SUPERVISED_RULES: dict[type, tuple[Rule, ...]] = {
-    SFTConfig: (*COMMON, turns_need_a_chat_template),
+    SFTConfig: (*COMMON, *ANSWERED, turns_need_a_chat_template),
     RMConfig: (*COMMON, head_fits_the_loss),
-    DPOConfig: (*COMMON, one_loss, reference_can_be_had),
+    DPOConfig: (*COMMON, *ANSWERED, one_loss, reference_can_be_had),
 }

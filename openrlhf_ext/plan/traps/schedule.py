@@ -6,6 +6,7 @@ import math
 
 from openrlhf_ext.condition import Condition, parse_condition
 from openrlhf_ext.config.rules.stopping import FLAG, LESS_IS_BETTER, figure_meant
+from openrlhf_ext.plan.answers import answers_of
 from openrlhf_ext.plan.traps.case import Case, Trap
 
 LONG_RUN = 500
@@ -112,11 +113,29 @@ def evaluation_dearer_than_training(case: Case) -> str | None:
         dear, what = evals * each > trained, f"{evals * each} answers, training samples {trained}"
     else:
         trained = data.rows * case.config.train.max_epochs
+        if (dearer := _answers_dearer(case, evals)) is not None:
+            return dearer
         dear = evals * data.eval_rows * FORWARD_PART > trained
         what = f"{evals * data.eval_rows} rows forward, training {trained} rows forward and backward"
     if not dear:
         return None
     return f"{evals} evaluations take {what}: give a larger --eval.steps, or fewer held-out rows."
+
+
+def _answers_dearer(case: Case, evals: int) -> str | None:
+    """Of the model in training, which samples token by token what it learns in one pass."""
+    data, config = case.data, case.config
+    if case.trained.answers is None or not (data.rows and data.eval_rows and data.mean_tokens):
+        return None
+    sampled = evals * answers_of(config, data.eval_rows) * config.eval.max_new_tokens
+    trained = data.rows * config.train.max_epochs * data.mean_tokens
+    if sampled <= trained:
+        return None
+    return (
+        f"{evals} evaluations sample up to {sampled:,} tokens one after the other, training reads {trained:,.0f} at "
+        "once: give a larger --eval.steps, a smaller --eval.max_samples, or checkpoints to openrlhf-ext eval, which "
+        "samples many times as fast."
+    )
 
 
 def evaluation_on_training_rows(case: Case) -> str | None:

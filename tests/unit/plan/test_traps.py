@@ -63,6 +63,7 @@ LORA = "--ds.lora.rank 16 --ds.lora.alpha 32"
 COLOCATED = "--train.colocate_all --vllm.gpu_memory_utilization 0.5 --actor.num_gpus_per_node 1"
 ASLEEP = f"{COLOCATED} --vllm.enable_sleep --ds.enable_sleep"
 HELD_OUT = "--eval.dataset held_out.jsonl"
+ANSWERED = f"--data.output_key answer {HELD_OUT} --eval.scorer exact"
 
 # (code, a run that is in the trap, a run that is not)
 CASES = [
@@ -75,6 +76,16 @@ CASES = [
         "reference-never-follows",
         Run("rl", "--ref.sync_steps 101"),
         Run("rl", "--ref.sync_steps 100"),
+    ),
+    (
+        "evaluation-dearer-than-training",
+        Run("sft", f"{ANSWERED} --eval.max_new_tokens 200 --eval.steps 10", mean_tokens=50, eval_rows=500),
+        Run(
+            "sft",
+            f"{ANSWERED} --eval.max_new_tokens 200 --eval.steps 10 --eval.max_samples 50",
+            mean_tokens=200,
+            eval_rows=500,
+        ),
     ),
     (
         "goal-is-to-be-worse",
