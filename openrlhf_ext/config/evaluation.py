@@ -9,7 +9,7 @@ from typing import Literal
 
 from openrlhf_ext.config.fields import flag, section
 from openrlhf_ext.config.judge_command import CommandJudgeFields
-from openrlhf_ext.config.sections import DeviceSection, RewardSourceFields
+from openrlhf_ext.config.sections import DeviceSection, RewardSourceFields, listed
 from openrlhf_ext.config.serve_rm import ServedDsSection
 
 ANSWER_RULES = ("exact", "first_letter", "number_after:MARK", "last_number", "tag:NAME", "pattern:REGEX", "math")
@@ -137,7 +137,7 @@ class EvalConfig:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        return tuple(part.strip() for part in (self.eval.group_by or "").split(",") if part.strip())
+        return listed(self.eval.group_by)
 
     @property
     def generates(self) -> bool:

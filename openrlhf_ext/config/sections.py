@@ -175,6 +175,11 @@ class EvalSection:
     steps: int = flag(-1, "steps between evaluations (-1: at the end only)", common=True)
 
 
+def listed(names: str | None) -> tuple[str, ...]:
+    """The names of a text that has commas between them."""
+    return tuple(part.strip() for part in (names or "").split(",") if part.strip())
+
+
 @dataclass(frozen=True, slots=True)
 class AnsweringEvalSection(EvalSection):
     """Of answers that an evaluation samples: what they are kept with, and whose figures are told apart."""
@@ -183,6 +188,10 @@ class AnsweringEvalSection(EvalSection):
     group_by: str | None = flag(None, "columns whose values have figures of their own, with commas", common=True)
     subject_column: str | None = flag(None, "column of ids such as 1.4.2, which roll up to 1.4 and 1", common=True)
     taxonomy: str | None = flag(None, "names of those ids: YAML, JSON, CSV or JSONL (not set: ids alone)")
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return listed(self.group_by)
 
 
 @dataclass(frozen=True, slots=True)
