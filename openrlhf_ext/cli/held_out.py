@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openrlhf_ext.config import DPOConfig, SFTConfig
+from openrlhf_ext.config.sections import listed
 from openrlhf_ext.data.prompts import LoadedPrompts, PromptSettings, load_prompts
 from openrlhf_ext.data.tables import require_columns
 from openrlhf_ext.evaluation.asked import AskedRow, Columns, Said, answered, asked_rows
@@ -42,7 +43,7 @@ def evaluation_record(
         rule=rule,
         settings={"sampling": asdict(sampling)},
         k=(1, evaluation.n_samples_per_prompt),
-        groups=evaluation.groups,
+        groups=listed(evaluation.group_by),
         subject_column=evaluation.subject_column,
         taxonomy=None if evaluation.taxonomy is None else load_taxonomy(evaluation.taxonomy),
     )
@@ -58,7 +59,7 @@ def held_out_rows(cfg: Any, loaded: LoadedPrompts, input_key: str, label_key: st
     context, evaluation = cfg.eval.context_key, cfg.eval
     if context is not None:
         require_columns(loaded.rows, {context: "--eval.context_key"})
-    kept = [*evaluation.groups, *([evaluation.subject_column] if evaluation.subject_column else [])]
+    kept = [*listed(evaluation.group_by), *([evaluation.subject_column] if evaluation.subject_column else [])]
     return asked_rows(loaded.rows, loaded.prompts, Columns(input_key, label_key, context, kept))
 
 

@@ -189,10 +189,6 @@ class AnsweringEvalSection(EvalSection):
     subject_column: str | None = flag(None, "column of ids such as 1.4.2, which roll up to 1.4 and 1", common=True)
     taxonomy: str | None = flag(None, "names of those ids: YAML, JSON, CSV or JSONL (not set: ids alone)")
 
-    @property
-    def groups(self) -> tuple[str, ...]:
-        return listed(self.group_by)
-
 
 @dataclass(frozen=True, slots=True)
 class TrainFields:
