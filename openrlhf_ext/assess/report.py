@@ -26,8 +26,9 @@ from openrlhf_ext.evaluation.agreement import (
     wilson,
 )
 from openrlhf_ext.evaluation.answers import Answerer
+from openrlhf_ext.evaluation.comparison import compare_rates
 from openrlhf_ext.evaluation.figures import rate
-from openrlhf_ext.evaluation.sentences import rate_sentence, threshold_sentence
+from openrlhf_ext.evaluation.sentences import difference_sentence, rate_sentence, threshold_sentence
 
 Z = float(stats.norm.ppf((1 + LEVEL) / 2))
 
@@ -37,8 +38,8 @@ def report(
 ) -> dict[str, Any]:
     """As JSON values, null for what cannot be told.
 
-    `models` and their `kinds` (hallucination) or `preference`, `raters`, `agreement` of the raters, and `judge`: how
-    far the verdicts in the tables of answers agree with the people.
+    `models` with their `kinds`, and `difference` of two (hallucination); or `preference`; `raters`; `agreement` of the
+    raters; and `judge`: how far the verdicts in the tables of answers agree with the people.
     """
     draws = {"resamples": resamples, "seed": seed}
     hallucination = assessment.task == "hallucination"
@@ -52,6 +53,7 @@ def report(
         "disputed": sum(each.disputed for each in held),
         "raters": [_progress(assessment, held, rater) for rater in assessment.raters],
         "models": [_model(model, held, at_most) for model in assessment.models] if hallucination else None,
+        "difference": _difference(assessment.models, held, seed) if hallucination else None,
         "preference": None if hallucination else _preference(assessment.models, held),
         "agreement": _raters_agree(assessment.raters, held, draws),
         "judge": judge,
@@ -121,6 +123,21 @@ def questions_needed(part: float, threshold: float) -> int | None:
     if part == threshold:
         return None
     return math.ceil(Z**2 * threshold * (1 - threshold) / (threshold - part) ** 2)
+
+
+def _difference(models: Sequence[Answerer], held: Sequence[Opinions], seed: int) -> dict[str, Any] | None:
+    """The second model against the first on the prompts of which answers of both are settled; None without such."""
+    of_prompt: dict[str, dict[str, list[bool]]] = {}
+    for each in held:
+        if each.settled:
+            own = of_prompt.setdefault(each.item.row, {model.fingerprint: [] for model in models})
+            own[each.item.answers[0].model].append(bool(each.verdict))
+    sides = [list(own.values()) for own in of_prompt.values()]
+    parts = [(own[0], own[1]) for own in sides if len(own) == 2 and all(own)]
+    if not parts:
+        return None
+    found = compare_rates(parts, seed)
+    return {**found, "sentence": difference_sentence("hallucinated", found, better="low")}
 
 
 def _preference(models: Sequence[Answerer], held: Sequence[Opinions]) -> dict[str, Any]:

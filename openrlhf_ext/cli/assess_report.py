@@ -47,6 +47,9 @@ def _show(found: Mapping[str, Any]) -> None:
         for model in found["models"]:
             _say(console, f"{model['name']}: {model['sentence']} hallucinated")
             _say(console, f"{model['name']}: {model['claim']['standing']}: {model['claim']['sentence']}")
+        if found["difference"] is not None:
+            names = [model["name"] for model in found["models"]]
+            _say(console, f"A is {names[0]}, B is {names[1]}. {found['difference']['sentence']}")
     else:
         _preference(console, found["preference"])
     if found["agreement"]["items"]:

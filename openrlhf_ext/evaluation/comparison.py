@@ -110,8 +110,11 @@ def _scores_tell(questions: Sequence[_Question]) -> bool:
 
 def _rate(chosen: Sequence[_Question], counts: str, seed: int) -> dict[str, Any] | None:
     parts = [(a, b) for own in chosen if (a := _parts(own.a, counts)) and (b := _parts(own.b, counts))]
-    if not parts:
-        return None
+    return compare_rates(parts, seed) if parts else None
+
+
+def compare_rates(parts: Sequence[tuple[Sequence[bool], Sequence[bool]]], seed: int) -> dict[str, Any]:
+    """The cell of questions with A's and B's answers to each, one or more: whether each of them counts."""
     of_a, of_b = ([statistics.fmean(pair[side]) for pair in parts] for side in (0, 1))
     if all(len(a) == len(b) == 1 for a, b in parts):
         found = difference_of_rates([bool(part) for part in of_a], [bool(part) for part in of_b])

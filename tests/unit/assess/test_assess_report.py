@@ -122,10 +122,12 @@ def test_two_models_are_told_apart(tmp_path: Path) -> None:
     for i in range(8):
         office.judge("anna", f"stage-a says {i}", YES if i < 6 else NO)
         office.judge("anna", f"stage-b says {i}", YES if i < 1 else NO)
-    assert [(model["name"], model["hallucinated"]) for model in found(office)["models"]] == [
-        ("stage-a", 6),
-        ("stage-b", 1),
-    ]
+    value = found(office)
+    assert {model["name"]: model["hallucinated"] for model in value["models"]} == {"stage-a": 6, "stage-b": 1}
+    difference = value["difference"]
+    assert difference["p"] == pytest.approx(stats.binomtest(5, 5).pvalue)  # McNemar's: b is better in 5 of 5
+    assert (difference["n"], difference["difference"]["value"]) == (8, pytest.approx(-5 / 8))
+    assert "on 8 questions that both have: A 75 % and B 12 %; 62 points less for B" in difference["sentence"]
 
 
 def test_who_wins(tmp_path: Path) -> None:
