@@ -9,7 +9,7 @@ from functools import partial
 from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.containers import Horizontal, VerticalScroll
-from textual.events import Key
+from textual.events import Event, Key
 from textual.screen import ModalScreen
 from textual.widgets import Input, ProgressBar, Static
 
@@ -57,6 +57,7 @@ class AssessApp(App[None]):
     #hint { height: 1; padding: 0 1; color: $text-muted; }
     """
     ENABLE_COMMAND_PALETTE = False
+    AUTO_FOCUS = None  # keys are the app's until somebody tabs to a text
     TITLE = "assess"
 
     def __init__(self, desk: Desk) -> None:
@@ -94,19 +95,35 @@ class AssessApp(App[None]):
         self.query_one("#source").border_title = "Source"
         self._show(self._next_open(-1))
 
-    def on_key(self, event: Key) -> None:
+    async def on_event(self, event: Event) -> None:
+        """Each key acts before the next one is looked at: widgets have queues of their own, in which an answer could
+        overtake the end of its note.
+        """
+        if isinstance(event, Key):
+            act = self.pop_screen if isinstance(self.screen, Help) else self._act_of(event)
+            if act is not None:
+                act()
+                return
+        await super().on_event(event)
+
+    def _act_of(self, event: Key) -> Act | None:
         note = self.query_one("#note", Input)
-        if note.has_focus:
-            if event.key in ("escape", "enter"):
-                self.set_focus(None)
-                event.stop()
-            return
-        act = self._marking_keys().get(event.key) if self._marks.active else None
-        act = act or self._keys().get(event.character or event.key) or self._keys().get(event.key)
-        if act is not None and not isinstance(self.screen, Help):
-            event.stop()
-            event.prevent_default()
-            act()
+        if self.focused is note:
+            if event.is_printable and event.character is not None:
+                return partial(note.insert_text_at_cursor, event.character)
+            return self._note_keys(note).get(event.key)
+        if self._marks.active and (act := self._marking_keys().get(event.key)):
+            return act
+        keys = self._keys()
+        return keys.get(event.key) or keys.get(event.character or "")
+
+    def _note_keys(self, note: Input) -> dict[str, Act]:
+        leave = partial(self.set_focus, None)
+        return {
+            "enter": leave, "escape": leave, "backspace": note.action_delete_left, "delete": note.action_delete_right,
+            "left": note.action_cursor_left, "right": note.action_cursor_right, "home": note.action_home,
+            "end": note.action_end,
+        }  # fmt: skip
 
     def _marking_keys(self) -> dict[str, Act]:
         marks = self._marks
@@ -131,7 +148,7 @@ class AssessApp(App[None]):
         }  # fmt: skip
         if self._place >= len(self.desk.keys):
             return keys
-        keys["c"] = self.query_one("#note", Input).focus
+        keys["c"] = partial(self.set_focus, self.query_one("#note", Input))
         if self._hallucination:
             keys |= {"m": partial(self._mark, self._marks.enter), "y": self._ask_type, "n": self._say_no}
             keys |= {str(place): partial(self._say_kind, kind) for place, kind in enumerate(KINDS, 1)}
@@ -259,14 +276,14 @@ class AssessApp(App[None]):
         known = self.desk.judged.get(self.desk.keys[self._place])
         said = known.said if known else None
         if self._hallucination:
-            question = "Of which type? " if self._asks else "Does the answer hallucinate? "
+            question = "Of which type?" if self._asks else "Does the answer hallucinate?"
             held: str | None = (said.kind or "none") if isinstance(said, Hallucination) else None
             options = [("n", "No", "none"), *((str(place), _words(kind), kind) for place, kind in enumerate(KINDS, 1))]
         else:
-            question = "Which answer is better? "
+            question = "Which answer is better?"
             held = said.side if isinstance(said, Choice) else None
             options = [("a", "A", "A"), ("t", "Tie", "tie"), ("b", "B", "B")]
-        text = Text(question, style="bold")
+        text = Text().append(f"{question}\n", style="bold")
         for key, words, value in options:
             text.append(f" {key} {words} ", style="reverse" if value == held else "")
         if not self._hallucination:
@@ -290,10 +307,6 @@ class Help(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         yield Static(Text(self._list), id="keys")
-
-    def on_key(self, event: Key) -> None:
-        event.stop()
-        self.dismiss()
 
 
 def _words(kind: Kind) -> str:

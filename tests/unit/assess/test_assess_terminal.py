@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from made_up import FIRST, SECOND, Office, assessment, table
+from textual.events import Key
 from textual.pilot import Pilot
 from textual.widgets import Static
 
@@ -104,6 +105,21 @@ def test_preferences(tmp_path: Path) -> None:
         Choice("tie"),
         Choice("B", ("complete",)),
     ]
+
+
+def test_keys_as_fast_as_they_come_act_in_their_order(office: Office) -> None:
+    """Pressed without a wait in between: the note has all its letters, and the answers are answers."""
+
+    async def scenario(pilot: Pilot, app: AssessApp) -> None:
+        for key in ["n", "c", *"not 1", "enter", "1", "n", "u"]:
+            app.post_message(Key(key, key if len(key) == 1 else None))
+        await pilot.pause()
+        await pilot.pause()
+        assert shown(app, "position") == "Item 3 of 4"
+
+    piloted(office, scenario)
+    first, second = office.desks["anna"].keys[:2]
+    assert saved(office) == {first: (Hallucination(False), ""), second: (Hallucination(True, "fabricated"), "not 1")}
 
 
 def test_help_takes_a_key_and_judges_nothing(office: Office) -> None:
