@@ -5,7 +5,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -p no:cacheprovider
 # Files run two at a time, one on each core, but for whole runs of the commands, which have the machine to themselves.
 TWO_AT_A_TIME := tests/arch tests/unit tests/driver tests/parity tests/contract
 
-.PHONY: setup openrlhf lint test test-slow test-slurm test-gpu lock clean
+.PHONY: setup openrlhf lint test test-slow test-slurm test-browser test-gpu lock clean
 
 setup:
 	./quick_start.sh --setup-only
@@ -29,12 +29,17 @@ test: openrlhf
 	$(PYTEST) tests/e2e -m "not slow and not gpu" --durations=15
 
 test-slow: openrlhf
-	$(PYTEST) tests -m "slow and not gpu and not slurm" --durations=15
+	$(PYTEST) tests -m "slow and not gpu and not slurm and not browser" --durations=15
 
 # Installs Slurm where it may; else the tests skip and say why.
 test-slurm: openrlhf
-	tests/slurm/install.sh
+	tests/install.sh sbatch:slurm-wlm munged:munge shellcheck:shellcheck ip:iproute2
 	$(PYTEST) tests/slurm --durations=15
+
+# The pages and the terminal programs, as a person drives them; installs Chromium and tmux where it may.
+test-browser: setup
+	tests/install.sh chromium:chromium tmux:tmux
+	$(PYTEST) tests/browser --durations=5
 
 test-gpu: openrlhf
 	$(PYTEST) tests -m gpu --durations=15

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCED = {"launchers/common.sh", "slurm/cluster.sh", "slurm/job.sh"}
-SILENT = {"tests/slurm/install.sh", ".ci/run", "requirements/compile.sh"}
+SILENT = {"tests/install.sh", ".ci/run", "requirements/compile.sh"}
 """Programs of the developers, without a word to say for themselves."""
 SHELL = sorted(
     path
@@ -23,6 +23,7 @@ SHELL = sorted(
         "launchers/*.sh",
         "slurm/*.sh",
         "examples/*/*.sh",
+        "tests/*.sh",
         "tests/*/*.sh",
         "requirements/*.sh",
         ".ci/*",

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Slurm, munge and shellcheck from the distribution, where they are not there and may be installed without a question.
+# Programs that tests want, from the distribution, where they are not there and may be installed without a question:
+#   tests/install.sh PROGRAM:PACKAGE ...
 set -euo pipefail
 missing=()
-for pair in sbatch:slurm-wlm munged:munge shellcheck:shellcheck ip:iproute2; do
+for pair in "$@"; do
   PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
 done
 [ ${#missing[@]} -gt 0 ] || exit 0
