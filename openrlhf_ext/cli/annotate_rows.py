@@ -80,8 +80,10 @@ class AnnotatedFile:
         self._lines.append(list(added.values()))
         self.rows.update(added)
 
-    def finish(self, about: Mapping[str, Any]) -> None:
+    def describe(self, about: Mapping[str, Any]) -> None:
         write_atomically(self._about_path, _json(about))
+
+    def close(self) -> None:
         self._lines.close()
 
     def _require_own(self, about: Mapping[str, Any]) -> None:

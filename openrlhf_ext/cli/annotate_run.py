@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from openrlhf_ext.cli.specs import model_path
 from openrlhf_ext.config.annotate import AnnotateConfig
 from openrlhf_ext.config.judge_command import JudgeModelFields
 from openrlhf_ext.data.tables import Row, load_rows, require_columns
-from openrlhf_ext.device import choose_device
+from openrlhf_ext.device import Device, choose_device
 from openrlhf_ext.errors import DataError, ResourceError
 from openrlhf_ext.evaluation.annotation import FORM, Annotation, count_repairs, prompt_of, read_annotation, schema_of
 from openrlhf_ext.evaluation.subjects import Taxonomy, load_taxonomy, roll_up
@@ -42,24 +43,15 @@ def run(cfg: AnnotateConfig) -> int:
     rows = _rows(cfg, columns)
     device = choose_device(cfg.device.type)
     about = _about(cfg, taxonomy)
-    file = AnnotatedFile(Path(cfg.annotate.output), columns, rows, about)
-    missing = file.missing()
-    if file.torn:
-        _say(f"{cfg.annotate.output}: its last line was torn and is cut off; its row is asked for again")
-    if len(missing) < len(rows):
-        _say(f"{len(rows) - len(missing)} of {len(rows)} rows have their subjects in {cfg.annotate.output} already")
-    costs: dict[str, float] = {}
-    lost: list[NoVerdict] = []
-    if missing:
-        with open_judge(cfg.judge, device) as opened:
-            asking = Asking(opened.cache)
-            asking.connect(opened.model)
-            try:
-                lost = _annotate(cfg, file, missing, _asker(cfg, opened, asking, taxonomy))
-            finally:
-                costs = {name: metric.value for name, metric in asking.take_report().items()}
-    result = _result(cfg, file, columns, taxonomy, len(rows), lost, costs)
-    file.finish({**about, "result": result})
+    with closing(AnnotatedFile(Path(cfg.annotate.output), columns, rows, about)) as file:
+        missing = file.missing()
+        if file.torn:
+            _say(f"{cfg.annotate.output}: its last line was torn and is cut off; its row is asked for again")
+        if len(missing) < len(rows):
+            _say(f"{len(rows) - len(missing)} of {len(rows)} rows have their subjects in {cfg.annotate.output} already")
+        lost, costs = _asked(cfg, file, missing, taxonomy, device) if missing else ([], {})
+        result = _result(cfg, file, columns, taxonomy, len(rows), lost, costs)
+        file.describe({**about, "result": result})
     if cfg.json:
         print(json.dumps(result))
     else:
@@ -103,6 +95,17 @@ def _judge_name(flags: JudgeModelFields) -> str:
         assert flags.served_model_name is not None, "the rules ask for it"
         return flags.served_model_name
     return name_of_weights(model_path(flags.model_name_or_path), "auto")
+
+
+def _asked(
+    cfg: AnnotateConfig, file: AnnotatedFile, missing: Sequence[tuple[str, Row]], taxonomy: Taxonomy, device: Device
+) -> tuple[list[NoVerdict], dict[str, float]]:
+    """The failures, and what it cost. What is answered is in the file."""
+    with open_judge(cfg.judge, device) as opened:
+        asking = Asking(opened.cache)
+        asking.connect(opened.model)
+        lost = _annotate(cfg, file, missing, _asker(cfg, opened, asking, taxonomy))
+        return lost, {name: metric.value for name, metric in asking.take_report().items()}
 
 
 def _asker(cfg: AnnotateConfig, opened: OpenJudge, asking: Asking, taxonomy: Taxonomy) -> Ask:
