@@ -110,9 +110,9 @@ def rate(parts: Sequence[float], answers: int) -> Estimate:
     """The mean of the questions' parts (0 to 1) with Wilson's interval; `answers` is how many they are of in all.
 
     With one answer to each question it is Wilson's interval of so many. With several its n is the effective number
-    p (1 - p) / v, where v is the variance of the mean over questions (Kish's design effect, as in Dean and Pagano
-    2015, doi 10.1093/jssam/smv024), and at most `answers`: between the number of questions, where answers to one
-    question are alike, and that of answers, where they are independent.
+    p (1 - p) / v, where v is the variance of the mean over questions (Kish's design effect, as in Dean and Pagano 2015,
+    Journal of Survey Statistics and Methodology 3, 484-503), and at most `answers`: between the number of questions,
+    where answers to one question are alike, and that of answers, where they are independent.
     """
     if not parts:
         return Estimate(math.nan, math.nan, math.nan)

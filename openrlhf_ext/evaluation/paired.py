@@ -103,7 +103,7 @@ def tango(more: int, less: int, n: int) -> tuple[float, float]:
     """
 
     def score(delta: float) -> float:
-        # The likeliest probability of `less`, given the difference (equation 7 there): a root of 2 n q^2 + B q + C.
+        # The likeliest probability of `less`, given the difference: a root of 2 n q^2 + B q + C.
         linear = -more - less + (2 * n - more + less) * delta
         constant = -less * delta * (1 - delta)
         q = (math.sqrt(max(linear**2 - 8 * n * constant, 0.0)) - linear) / (4 * n)
@@ -120,7 +120,7 @@ def tango(more: int, less: int, n: int) -> tuple[float, float]:
 def pairs_needed(discordant: float, difference: float) -> int | None:
     """Pairs for McNemar's test of a difference of rates, where so large a part of the pairs is discordant.
 
-    Connor 1987, Biometrics 43, 207-211, equation 2. None for no difference.
+    Connor 1987, Biometrics 43, 207-211. None for no difference.
     """
     if not difference:
         return None
