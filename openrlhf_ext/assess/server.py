@@ -80,9 +80,9 @@ def tokens(folder: Path, assessment: Assessment) -> dict[str, str]:
 
 async def serve(listener: socket.socket, assessment: Assessment, log: JudgementLog, links: Mapping[str, str]) -> None:
     """Answer until SIGINT or SIGTERM. `links` are the raters' tokens."""
-    host_names = frozenset() if not reached_from_elsewhere(listener) else frozenset({socket.gethostname().lower()})
+    own = {socket.gethostname().lower(), socket.getfqdn().lower()} if reached_from_elsewhere(listener) else set()
     stop = stop_at_signal()
-    runner = await AssessmentServer(assessment, log, links, host_names).start(listener)
+    runner = await AssessmentServer(assessment, log, links, frozenset(own)).start(listener)
     await stop.wait()
     await runner.cleanup()
 

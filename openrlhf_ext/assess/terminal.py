@@ -191,12 +191,8 @@ class AssessApp(App[None]):
     def _judge(self, said: Hallucination | Choice) -> None:
         """Save, and show the next open item; what cannot be saved stays where it is."""
         key, note = self.desk.keys[self._place], self.query_one("#note", Input).value
-        try:
-            self.desk.judge(key, said, note, time.monotonic() - self._shown_at)
-        except UserError as error:
-            self.notify(f"not saved: {error}", severity="error", timeout=30, markup=False)
-            return
-        self._show(self._next_open(self._place))
+        if self._saved(lambda: self.desk.judge(key, said, note, time.monotonic() - self._shown_at)):
+            self._show(self._next_open(self._place))
 
     def _undo(self) -> None:
         """The last answer is taken back, and its item is shown as it was answered."""
@@ -205,9 +201,18 @@ class AssessApp(App[None]):
             self.notify("there is nothing to take back")
             return
         last = history[-1]
-        self.desk.undo(last.id)
-        self._show(self.desk.keys.index(last.item))
-        self._draft(last.said, last.note)
+        if self._saved(lambda: self.desk.undo(last.id)):
+            self._show(self.desk.keys.index(last.item))
+            self._draft(last.said, last.note)
+
+    def _saved(self, act: Callable[[], None]) -> bool:
+        """Whether it is on the disk; why not is said."""
+        try:
+            act()
+        except UserError as error:
+            self.notify(f"not saved: {error}", severity="error", timeout=30, markup=False)
+            return False
+        return True
 
     def _next_open(self, place: int) -> int:
         """The first open item behind `place`, or before it; the end where none is open."""

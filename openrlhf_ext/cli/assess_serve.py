@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -62,7 +63,8 @@ def _on_page(parsed: Parsed, listener: socket.socket) -> int:
 
     links = tokens(_folder(cfg), assessment)
     port = listener.getsockname()[1]
-    shown = f"[{cfg.host}]" if ":" in cfg.host else cfg.host
+    host = socket.gethostname() if ipaddress.ip_address(listener.getsockname()[0]).is_unspecified else cfg.host
+    shown = f"[{host}]" if ":" in host else host
     for rater in assessment.raters:
         desk = Desk(assessment, log, rater)
         done = f"{len(desk.judged)} of {len(desk.keys)} judged"

@@ -121,6 +121,7 @@ def test_twenty_items_two_raters_a_reload_and_a_server_that_is_killed(
             rater.judge()
         expect(rater.page.locator("#done")).to_be_visible()
         expect(rater.page.locator("#done-words")).to_have_text("You have judged all 15 items.")
+        expect(rater.page.locator("#done-saved")).to_have_text("Every answer is saved: you can close this page.")
         rater.saved()
         assert not rater.faults
     check_figures(served, anna.seen, ben.seen, judged_no=i)

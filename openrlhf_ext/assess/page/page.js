@@ -190,6 +190,7 @@ function undo() {
 
 function tellSaving(state, unsaved, sentence) {
   $("saving").textContent = { saved: "saved", saving: "saving…", away: "not saved", refused: "not saved" }[state];
+  $("done-saved").textContent = unsaved ? "Leave this page open until all is saved." : "Every answer is saved: you can close this page.";
   const lost = unsaved === 1 ? "1 answer is" : `${unsaved} answers are`;
   const kept = unsaved ? ` ${lost} not saved yet and will be.` : "";
   $("away").hidden = state === "saved" || state === "saving";

@@ -48,6 +48,9 @@ def the_terminal_has_no_address(config: AssessConfig, explicit: Explicit) -> Ite
     idle = {"host", "port"} if config.tui else {"assess.rater"}
     why = "it is of the page; leave it out with --tui" if config.tui else "it is for --tui; each rater has a link"
     yield from (Violation(f"--{path}", None, why) for path in sorted(idle & explicit))
+    raters = config.assess.raters
+    if config.tui and config.assess.rater is None and len(raters) > 1:
+        yield Violation("--assess.rater", None, f"it is required with --tui: name one of {', '.join(raters)}")
 
 
 def a_file_is_named(config: AssessExportConfig, explicit: Explicit) -> Iterator[Violation]:

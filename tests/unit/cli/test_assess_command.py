@@ -115,6 +115,7 @@ def test_rows_of_any_data_set(folder: Path) -> None:
         ("--assess.folder new --assess.answers a --tui --assess.rater carl", "'carl' is no rater"),
         ("--assess.folder new --assess.answers a --assess.rater rater", "it is for --tui"),
         ("--assess.folder new --assess.answers a --tui --port 0", "it is of the page"),
+        ("--assess.folder new --assess.answers a --tui --assess.raters anna ben", "name one of anna, ben"),
         ("--assess.folder rows.jsonl/x --assess.answers a", "cannot be written"),
         ("report --assess.folder nowhere", "nowhere/assessment.json does not exist"),
         ("export --assess.folder nowhere", "--export.judgements: it is required"),
