@@ -65,6 +65,7 @@ def _run(options: argparse.Namespace, command: list[str]) -> int:
     for flag, path in (("--working-dir", options.working_dir), ("--pip", options.pip)):
         if path is not None and "://" not in path and not Path(path).exists():
             return _refuse(f"{flag} {path} does not exist.")
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     try:
@@ -76,7 +77,7 @@ def _run(options: argparse.Namespace, command: list[str]) -> int:
             entrypoint_num_cpus=options.cpus or None,
             entrypoint_num_gpus=options.gpus or None,
         )
-    except (ConnectionError, RuntimeError) as error:
+    except (AuthenticationError, ConnectionError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         return _refuse(f"{options.address} did not take the job: {reason}")
     print(f"job {job} at {options.address}", file=sys.stderr)

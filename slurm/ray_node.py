@@ -17,7 +17,8 @@ import psutil
 
 WAIT_S = 300.0
 SLOTS = 64
-"""Logical CPUs of a node, so that the processes of all roles find a place: they take turns on the cores."""
+"""Logical CPUs of a node with GPUs: one comes with each, and processes take turns on the cores. Without GPUs a node has
+as many as it would have GPUs, so that roles are spread over the nodes as they would be there."""
 
 
 def address(interface: str | None = None) -> str:
@@ -45,8 +46,9 @@ def start(kind: str, cluster: str, gpus: str, device: str, interface: str | None
     own = address(interface)
     where = ["--head", f"--port={cluster.rpartition(':')[2]}"] if kind == "--head" else [f"--address={cluster}"]
     words = [
-        "ray", "start", *where, "--block", f"--node-ip-address={own}", f"--num-cpus={SLOTS}",
-        f"--num-gpus={gpus if device != 'cpu' else 0}", "--disable-usage-stats",
+        "ray", "start", *where, "--block", f"--node-ip-address={own}",
+        f"--num-cpus={gpus if device == 'cpu' else SLOTS}", f"--num-gpus={0 if device == 'cpu' else gpus}",
+        "--disable-usage-stats",
         f"--dashboard-agent-listen-port={port(own)}", f"--ray-client-server-port={port(own)}",
         f"--runtime-env-agent-port={port(own)}", f"--metrics-export-port={port(own)}",
     ]  # fmt: skip

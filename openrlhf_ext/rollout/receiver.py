@@ -100,7 +100,7 @@ class BucketReceiver(WeightTransferEngine[Joining, Update]):
         raise AssertionError("weights are sent by a WeightSender")
 
 
-class SharedMemoryReceiver(BucketReceiver):
+class ObjectStoreReceiver(BucketReceiver):
     def fetch(self, bucket: Bucket) -> Tensor:
         # An array in an object store is read-only, of which torch warns; nobody writes to it here.
         with warnings.catch_warnings():
@@ -156,7 +156,7 @@ def _refresh_packed_head(model: nn.Module) -> None:
 
 
 BACKENDS = {
-    "shared_memory": SharedMemoryReceiver,
+    "object_store": ObjectStoreReceiver,
     "ipc": IpcReceiver,
     "broadcast": BroadcastReceiver,
 }

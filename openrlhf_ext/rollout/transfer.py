@@ -3,9 +3,11 @@
 A bucket is one run of bytes with a table of what lies where, so that no way of travelling costs
 a call per tensor:
 
-- `shared_memory` (CPU): the bytes themselves, in an array that an object store hands over without a copy;
+- `object_store` (CPU): the bytes themselves, in an array that an object store hands over: without a copy on its own
+  node, and sent to every other node once, however many engines read it there;
 - `ipc` (trainer and engine on one GPU): a handle of the bytes for each GPU, by the GPU's UUID;
-- `broadcast` (trainer and engines on different GPUs): only the table; the bytes come by a collective.
+- `broadcast` (trainer and engines on different GPUs, of one node or several): only the table; the bytes come by a
+  collective.
 
 The senders live in the training processes and know neither Ray nor DeepSpeed; the other end is
 `openrlhf_ext.rollout.receiver`, which runs inside vLLM's worker.
@@ -24,7 +26,7 @@ from torch import Tensor
 
 from openrlhf_ext.device import Device
 
-Transport = Literal["shared_memory", "ipc", "broadcast"]
+Transport = Literal["object_store", "ipc", "broadcast"]
 NamedTensors = Sequence[tuple[str, Tensor]]
 
 # Every tensor starts at a multiple of this, so that a slice of bytes can be viewed as any dtype.
@@ -51,7 +53,7 @@ class Place(NamedTuple):
 class Bucket:
     """What an engine is given to load: the table, and the bytes or how to come by them.
 
-    `data` is a uint8 array (`shared_memory`), handles by GPU UUID (`ipc`) or None (`broadcast`).
+    `data` is a uint8 array (`object_store`), handles by GPU UUID (`ipc`) or None (`broadcast`).
     """
 
     table: tuple[Place, ...]
@@ -101,7 +103,7 @@ class WeightSender(Protocol):
 def choose_transport(device: Device, colocated: bool) -> Transport:
     """The way for this device; `colocated` says that every engine shares its GPUs with training ranks."""
     if device.kind == "cpu":
-        return "shared_memory"
+        return "object_store"
     return "ipc" if colocated and device.can("ipc") else "broadcast"
 
 
@@ -118,8 +120,8 @@ def make_sender(
     `rendezvous` (for `broadcast`, rank 0): the call blocks until all engines joined, so start their
     `VllmEngine.join` first.
     """
-    if transport == "shared_memory":
-        return SharedMemorySender(rank)
+    if transport == "object_store":
+        return ObjectStoreSender(rank)
     if transport == "ipc":
         return IpcSender(rank, all_gather or (lambda value: [value]))
     if rank:
@@ -170,7 +172,7 @@ class Bystander:
         pass
 
 
-class SharedMemorySender:
+class ObjectStoreSender:
     """Rank 0 sends the bytes. A fresh array per bucket: engines may keep views of it until the update ends."""
 
     def __init__(self, rank: int) -> None:

@@ -35,7 +35,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served(files: Path) -> Iterator[Served]:
     model = build_model(files / "model", tied=True)
     settings = EngineSettings(
-        model=str(files / "model"), transport="shared_memory", max_model_len=LIMIT, dtype="float32",
+        model=str(files / "model"), transport="object_store", max_model_len=LIMIT, dtype="float32",
         kv_cache_gb=0.06, agent=AgentSettings(str(files / "two_turns.py")),
     )  # fmt: skip
     engine = EngineProcess(settings, CPU, agent_files.AgentEngine)

@@ -143,7 +143,7 @@ def engine(answers, folder):
     """vLLM, started from the folder that the policy with adapters on sharded weights was exported to."""
     model = str(folder / SERVED[0] / "merged")
     settings = EngineSettings(
-        model=model, transport="shared_memory", max_model_len=64, dtype="float32", kv_cache_gb=0.03
+        model=model, transport="object_store", max_model_len=64, dtype="float32", kv_cache_gb=0.03
     )
     engine = EngineProcess(settings, CPU)
     yield engine
@@ -167,7 +167,7 @@ def test_after_each_publish_the_engine_says_what_the_trainer_says(engine, runs):
     moments = runs[0]["published"]
     assert (moments[1][0] - moments[0][0]).abs().max() > 0.1, "training went on between them"
     for logp_BA, buckets in moments:
-        sender = make_sender("shared_memory")
+        sender = make_sender("object_store")
         version = engine.call("version") + 1
         engine.call("begin_update")
         assert len(buckets) > 3

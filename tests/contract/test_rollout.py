@@ -22,7 +22,7 @@ def settings(model: str, **changed: object) -> EngineSettings:
     return EngineSettings(
         **{  # type: ignore[arg-type]
             "model": model,
-            "transport": "shared_memory",
+            "transport": "object_store",
             "max_model_len": 384,
             "dtype": "float32",
             "kv_cache_gb": 0.03,
@@ -77,7 +77,7 @@ def sampler_error(served: Served, rollouts: list[Rollout], temperature: float = 
 
 
 def publish(served: Served, version: int, buckets: int) -> None:
-    sender = make_sender("shared_memory")
+    sender = make_sender("object_store")
     served.engine.call("begin_update")
     for bucket in buckets_of(served.model, buckets):
         sender.send(bucket, lambda payload: served.engine.start("load_bucket", payload))
@@ -210,7 +210,7 @@ def test_putting_requests_off_changes_no_token_and_a_missing_weight_is_noticed(c
     assert together == alone
 
     cramped.engine.call("begin_update")
-    sender = make_sender("shared_memory")
+    sender = make_sender("object_store")
     sender.send(buckets_of(cramped.model, 3)[0], lambda payload: cramped.engine.start("load_bucket", payload))
     with pytest.raises(AssertionError, match="did not bring"):
         cramped.engine.call("end_update", 1)

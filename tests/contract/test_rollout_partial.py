@@ -80,7 +80,7 @@ class Run:
         """As a training worker does it; returns what each engine had sampled when it stopped."""
         self.version += 1
         chosen = [self.engines[index] for index in engines]
-        links, sender = EngineLinks(chosen, "shared_memory", 0, 1), make_sender("shared_memory")
+        links, sender = EngineLinks(chosen, "object_store", 0, 1), make_sender("object_store")
         ray.get([engine.begin_update.remote() for engine in chosen], timeout=60)
         sampled = ray.get([engine.sampled.remote() for engine in chosen])
         for bucket in buckets_of(self.model, buckets):
@@ -221,7 +221,7 @@ def test_an_update_that_fails_ends_the_generation_that_waits_for_it(run: Run):
     run.wait_stopped(engine=1)
     engine = run.engines[1]
     ray.get(engine.begin_update.remote())
-    links, sender = EngineLinks([engine], "shared_memory", 0, 1), make_sender("shared_memory")
+    links, sender = EngineLinks([engine], "object_store", 0, 1), make_sender("object_store")
     name, tensor = next(iter(run.model.named_parameters()))
     with pytest.raises(Exception, match=r"shape|size"):
         sender.send([(name, tensor[:3])], links.call)

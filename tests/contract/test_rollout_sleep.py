@@ -26,7 +26,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def update(served: Served, version: int) -> None:
-    sender = make_sender("shared_memory")
+    sender = make_sender("object_store")
     served.engine.call("begin_update")
     for bucket in buckets_of(served.model, 3):
         sender.send(bucket, lambda payload: served.engine.start("load_bucket", payload))

@@ -57,7 +57,7 @@ def roles_of(folder: Path, device: Any) -> Any:
     trained = EngineSpec(zero_stage=3, dtype="fp32", lr=3e-3, lr_scheduler="constant", warmup_ratio=0.0, seed=11)
     frozen = EngineSpec(zero_stage=0, dtype="fp32", trainable=False)
     settings = EngineSettings(
-        model, transport="shared_memory", max_model_len=64, dtype="float32", kv_cache_gb=0.05, enforce_eager=True
+        model, transport="object_store", max_model_len=64, dtype="float32", kv_cache_gb=0.05, enforce_eager=True
     )
     content = CheckpointContent(state=True, model=True)
     policy = ModelSpec(model, dtype="fp32", lora=LoraSpec(rank=4))

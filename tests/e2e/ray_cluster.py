@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -31,11 +32,16 @@ def ray_cluster(folder: Path, cpus: int) -> Iterator[str]:
 
 @contextmanager
 def job_cluster(folder: Path, workers: int, cpus: int) -> Iterator[dict[str, str]]:
-    """A head and workers, all with token authentication, that take jobs; yields the variables of their users."""
+    """A head and workers, all with token authentication, that take jobs; yields the variables of their users.
+
+    A job's driver is sent to the cluster that was started last in Ray's folder, so this one has a folder of its own.
+    """
     port, dashboard, token = free_port(), free_port(), secrets.token_hex(32)
     security = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
     head = ["--head", "--port", str(port), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)]
     with ExitStack() as nodes:
+        own = nodes.enter_context(tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp"))  # a socket's name is short
+        head += ["--temp-dir", own]
         nodes.enter_context(node(folder / "head.log", head, cpus, security))
         for number in range(workers):
             log = folder / f"worker_{number}.log"

@@ -52,6 +52,8 @@ def test_bundles_are_where_the_layout_has_them(demands: list[Demand]) -> None:
         table = placement_group_table(group_of(slots))
         for demand in demands:
             there = [table["bundles_to_node_id"][slot.bundle] for slot in slots[demand.role]]
+            if demand.pool == "all":  # whoever shares a GPU by handles is on it, and never on another node
+                assert [slot.bundle for slot in slots[demand.role]] == [slot.bundle for slot in slots["actor"]]
             assert there == [slot.node for slot in slots[demand.role]]
             assert there == [ids[seat.node] for seat in drawn.seats(demand)]
     finally:

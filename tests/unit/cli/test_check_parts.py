@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +21,8 @@ from openrlhf_ext.cli.checks.subject import NotThereError, Subject
 from openrlhf_ext.config import examine
 from openrlhf_ext.device import Device
 from openrlhf_ext.device.cards import read_cards, visible
-from openrlhf_ext.errors import ConfigError, DataError
+from openrlhf_ext.errors import ConfigError, DataError, ResourceError
+from openrlhf_ext.track.same_files import content_marks
 
 FLAGS = ["--model.model_name_or_path", "m", "--data.dataset", "d"]
 LISTING = """\
@@ -234,3 +236,25 @@ def test_gpus_that_are_asked_for_and_those_there(command: str, flags: str, level
     assert not found.defects
     assert any(item.level == level and words in item.text for item in found.findings), found.findings
     assert (level == "error") == any(item.level == "error" for item in found.findings)
+
+
+def test_a_cluster_is_laid_out_and_its_nodes_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    own = content_marks([str(tmp_path)])
+    there = [{"name": name, "CPU": 8, "GPU": 2, "marks": dict(own)} for name in ("node1", "node2", "node3")]
+    monkeypatch.setattr(devices, "_cluster", lambda *_: there)
+    flags = f"--model.model_name_or_path {tmp_path} --data.dataset d --ray.address 10.0.0.1:6379"
+    flags += " --model.num_nodes 2 --model.num_gpus_per_node 2 --train.batch_size 8"
+    parsed, _ = examine("sft", flags.split())
+    subject = Subject("sft", parsed, flags_are_right=True, limit_s=LIMIT_S)
+    subject.device = Device("cuda", 2, frozenset())
+    assert [found.level for found in devices.find_ranks(subject)] == ["ok"] * 3
+    there[2]["marks"][str(tmp_path)] = None  # no rank will be there
+    assert list(devices.find_ranks(subject))[-1].text == f"the same files as here on node1, node2: {tmp_path}"
+    there[1]["marks"][str(tmp_path)] = None
+    with pytest.raises(DataError, match=f"node2 has no {tmp_path}, which is read there by the model: put it on"):
+        list(devices.find_ranks(subject))
+    for node in there:
+        node["GPU"] = 1
+    with pytest.raises(ResourceError, match=r"The roles ask for 4 GPUs .* and there are 3: lower"):
+        list(devices.find_ranks(subject))

@@ -199,3 +199,25 @@ def test_it_needs_neither_torch_nor_ray_nor_the_hub():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["fits"] is False
+
+
+def test_roles_are_drawn_node_by_node(capsys: pytest.CaptureFixture[str]):
+    line = (
+        "rl --actor.model_name_or_path Qwen/Qwen3-0.6B --reward.remote_url http://r "
+        "--algo.advantage.estimator reinforce "
+        "--actor.num_nodes 1 --actor.num_gpus_per_node 6 --ref.num_gpus_per_node 2 --vllm.num_engines 2 "
+        "--vllm.tensor_parallel_size 4 --rollout.batch_size 96 --train.batch_size 96 --plan.rows 960 "
+        "--device.gpu H100 --device.count 8 --nodes 2"
+    )
+    assert main(line.split()) == 0
+    shown = capsys.readouterr().out
+    drawn = [shown_line.rstrip() for shown_line in shown.partition("who sits where")[2].splitlines()[1:6]]
+    assert drawn == [
+        " node    GPU  roles",
+        " node 1  0-5  policy 0-5",
+        "         6-7  reference 0-1",
+        " node 2  0-3  engines 0",
+        "         4-7  engines 1",
+    ]
+    assert main(line.replace("--vllm.num_engines 2", "--vllm.num_engines 3").split()) == 0
+    assert "and there are 16: lower" in " ".join(capsys.readouterr().out.split())

@@ -41,3 +41,15 @@ def test_the_kernel_counts_what_it_killed(kills: list[int]):
     died = waits._died(RayActorError("00", CRASH), "the weights", AT)
     assert isinstance(died, OutOfMemory)
     assert died.shortage.reason == "the kernel killed a process while we waited for the weights"
+
+
+def test_a_lost_node_is_named(monkeypatch: pytest.MonkeyPatch):
+    nodes = [{"NodeID": "ab12", "NodeManagerHostname": "node1"}, {"NodeID": "cd34", "NodeManagerHostname": "node2"}]
+    monkeypatch.setattr(waits.ray, "nodes", lambda: nodes)
+    lost = "The actor died because its node has died. Node Id: cd34\n\tthe actor's node was terminated unexpectedly"
+    died = waits._died(RayActorError("00", lost), "log-probs", AT)
+    assert type(died) is ResourceError
+    assert str(died) == (
+        "node2 was lost while we waited for log-probs: see what became of that node, then continue with "
+        "--ckpt.load_enable."
+    )

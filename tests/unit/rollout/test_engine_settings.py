@@ -37,7 +37,7 @@ def test_the_environment_of_each_device():
 
 
 def test_a_folder_without_a_model_is_refused_before_vllm_is_imported(tmp_path):
-    settings = EngineSettings(model=str(tmp_path), transport="shared_memory", max_model_len=64)
+    settings = EngineSettings(model=str(tmp_path), transport="object_store", max_model_len=64)
     with pytest.raises(DataError, match=r"config\.json"):
         VllmEngine(settings, CPU)
 

@@ -82,10 +82,10 @@ def test_places_are_aligned_and_do_not_overlap(tensors: list[tuple[str, Tensor]]
 
 
 @given(named_tensors())
-def test_shared_memory_sends_one_array_that_outlives_the_tensors(tensors: list[tuple[str, Tensor]]):
+def test_the_object_store_gets_one_array_that_outlives_the_tensors(tensors: list[tuple[str, Tensor]]):
     engines = Engines()
     expected = [tensor.clone() for _, tensor in tensors]
-    make_sender("shared_memory").send(tensors, engines)
+    make_sender("object_store").send(tensors, engines)
     for _, tensor in tensors:
         tensor.zero_()
     (bucket,) = engines.buckets
@@ -97,7 +97,7 @@ def test_shared_memory_sends_one_array_that_outlives_the_tensors(tensors: list[t
     assert all(torch.equal(a, b) for (_, a), b in zip(got, expected, strict=bool(bucket.nbytes)))
 
 
-@pytest.mark.parametrize("transport", ["shared_memory", "broadcast"])
+@pytest.mark.parametrize("transport", ["object_store", "broadcast"])
 def test_only_rank_0_calls_the_engines(transport):
     engines = Engines()
     sender = make_sender(transport, rank=1)
@@ -107,7 +107,7 @@ def test_only_rank_0_calls_the_engines(transport):
 
 
 def test_each_place_has_its_way():
-    assert choose_transport(CPU, colocated=True) == choose_transport(CPU, colocated=False) == "shared_memory"
+    assert choose_transport(CPU, colocated=True) == choose_transport(CPU, colocated=False) == "object_store"
     assert choose_transport(GPU, colocated=True) == "ipc"
     assert choose_transport(GPU, colocated=False) == "broadcast"
     without_handles = dataclasses.replace(GPU, capabilities=frozenset({"sleep"}))
