@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -141,21 +142,28 @@ def _difference(models: Sequence[Answerer], held: Sequence[Opinions], seed: int)
 
 
 def _preference(models: Sequence[Answerer], held: Sequence[Opinions]) -> dict[str, Any]:
-    """The second model against the first, by what most raters say of each pair."""
+    """The second model against the first, by what most raters say of each pair.
+
+    The sign test takes the pairs of one prompt for one sign, by which model wins more of them.
+    """
     first, second = models
-    words = [each.verdict for each in held if each.settled]
-    wins, losses = (words.count(model.fingerprint) for model in (second, first))
-    decided = wins + losses
-    shown = [each.verdict for item in held for each in item.judgements.values()]
+    settled = [each for each in held if each.settled]
+    decided = [each for each in settled if each.verdict is not None]
+    won = [each for each in decided if each.verdict == second.fingerprint]
+    signs: Counter[str] = Counter()
+    for each in decided:
+        signs[each.item.row] += 1 if each.verdict == second.fingerprint else -1
+    ahead, behind = sum(sign > 0 for sign in signs.values()), sum(sign < 0 for sign in signs.values())
+    shown = [judgement.verdict for each in held for judgement in each.judgements.values()]
     chosen = [each for each in shown if isinstance(each, Preference) and each.preferred is not None]
-    found = as_json(wilson(wins, decided))
+    found = as_json(_rate(decided, won))
     return {
-        "first": {"name": first.name, "fingerprint": first.fingerprint, "wins": losses},
-        "second": {"name": second.name, "fingerprint": second.fingerprint, "wins": wins},
-        "ties": len(words) - decided,
+        "first": {"name": first.name, "fingerprint": first.fingerprint, "wins": len(decided) - len(won)},
+        "second": {"name": second.name, "fingerprint": second.fingerprint, "wins": len(won)},
+        "ties": len(settled) - len(decided),
         "win_rate": found,  # of the second, among the pairs that have a winner
-        "sentence": rate_sentence(wins, decided, found),
-        "sign_test_p": float(stats.binomtest(wins, decided).pvalue) if decided else None,
+        "sentence": rate_sentence(len(won), len(decided), found, questions=len(signs)),
+        "sign_test_p": float(stats.binomtest(ahead, ahead + behind).pvalue) if ahead + behind else None,
         "shown_first_won": as_json(wilson(sum(each.preferred == each.first for each in chosen), len(chosen))),
     }
 

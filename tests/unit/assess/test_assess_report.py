@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import krippendorff
@@ -14,10 +15,12 @@ from scipy import stats
 from sklearn.metrics import cohen_kappa_score
 from statsmodels.stats.proportion import proportion_confint
 
+from openrlhf_ext.assess.items import Table
 from openrlhf_ext.assess.opinions import opinions
 from openrlhf_ext.assess.report import questions_needed, report
 from openrlhf_ext.assess.verdicts import Choice, Hallucination
 from openrlhf_ext.evaluation.agreement import wilson
+from openrlhf_ext.evaluation.answers import Answerer
 
 
 def found(office: Office, **asked):
@@ -152,6 +155,24 @@ def test_who_wins(tmp_path: Path) -> None:
     (score,) = value["judge"]
     assert score["accuracy"]["value"] == pytest.approx(10 / 12)  # all but item 9 (a tie by score) and 11
     assert value["models"] is None
+
+
+def test_several_pairs_of_one_prompt_are_no_more_evidence(tmp_path: Path) -> None:
+    def copied(model: Answerer) -> Table:
+        rows = [replace(row, sample=sample) for row in table(model, 4).rows for sample in range(5)]
+        return Table(model, rows)
+
+    office = Office(tmp_path, assessment([copied(FIRST), copied(SECOND)], task="preference", raters=["anna"]))
+    desk = office.desks["anna"]
+    for key in desk.keys:
+        answers = desk.sheet(key).answers
+        better = "stage-b" if answers[0][-1] in "012" else "stage-a"
+        desk.judge(key, Choice("A" if answers[0].startswith(better) else "B"))
+    preference = found(office)["preference"]
+    assert (preference["second"]["wins"], preference["first"]["wins"]) == (15, 5)
+    assert preference["win_rate"]["low"] == pytest.approx(wilson(3, 4).low)
+    assert preference["sign_test_p"] == pytest.approx(stats.binomtest(3, 4).pvalue)
+    assert preference["sentence"].startswith("15 of 20 answers to 4 questions: 75 %")
 
 
 def test_a_report_of_nothing(tmp_path: Path) -> None:
