@@ -22,6 +22,8 @@ COMPARISON = "comparison.json"
 NO_MATTER = ("the rows", "scorer", "hallucination", "perplexity", "against")
 """Settings that are held against each other in another way, or that change no answer."""
 
+SILENT = ("unanswered", "truncated")
+
 
 @dataclass(frozen=True, slots=True)
 class Results:
@@ -58,7 +60,7 @@ def run_compare(cfg: EvalConfig) -> int:
         taxonomy=taxonomy,
         seed=cfg.eval.seed,
     )
-    warnings += _leftovers(found)
+    warnings += [*_leftovers(found), *_silent(a, b)]
     result = {
         "a": {**asdict(a.answerer), "folder": str(a.path)},
         "b": {**asdict(b.answerer), "folder": str(b.path)},
@@ -129,6 +131,17 @@ def _taxonomy(cfg: EvalConfig, a: Results, b: Results) -> Taxonomy | None:
     column = cfg.eval.subject_column or _subject_column(a)
     nodes = [node for report in reports if report and report["column"] == column for node in report["nodes"]]
     return taxonomy_of_nodes(nodes) if nodes else None
+
+
+def _silent(a: Results, b: Results) -> list[str]:
+    """An answer that says nothing is no wrong one: a model that falls silent has fewer of those."""
+    counts = [sum(row.outcome in SILENT for row in each.rows) for each in (a, b)]
+    if a.rate["outcome"] != "wrong" or not any(counts):
+        return []
+    return [
+        f"A has {counts[0]} of {len(a.rows)} answers that say nothing (empty, or cut before one), B {counts[1]} of "
+        f"{len(b.rows)}: they lower the {a.rate['name']} and make no model better"
+    ]
 
 
 def _leftovers(found: Mapping[str, Any]) -> list[str]:

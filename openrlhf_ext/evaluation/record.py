@@ -50,7 +50,7 @@ class EvaluationRecord:
             result = {
                 "answerer": asdict(answerer),
                 "rule": self.rule,
-                "rate": {"name": "accuracy", "outcome": "right"},
+                "rate": {"name": "accuracy", "outcome": "right", "better": "high"},
                 "settings": dict(self.settings),
                 "figures": figures,
             }

@@ -17,6 +17,7 @@ from openrlhf_ext.cli.eval import main
 from openrlhf_ext.errors import ConfigError, DataError, UserError
 from openrlhf_ext.evaluation.answers import RESULT, Answerer, AnswerRow, content_keys, write_answers
 from openrlhf_ext.evaluation.figures import summarise
+from openrlhf_ext.evaluation.record import EvaluationRecord
 from openrlhf_ext.evaluation.subjects import load_taxonomy
 
 TAXONOMY = "1: Heart\n1.4: Rhythm\n1.4.2: Fibrillation\n2: Lung\n"
@@ -73,6 +74,25 @@ def test_a_table_a_sentence_a_file_and_pictures(capsys: pytest.CaptureFixture[st
     }  # fmt: skip
     assert main(["--compare", "a", "b", "--eval.output", "compared", "--json"]) == 0  # the same comparison again
     assert json.loads(capsys.readouterr().out) == found
+
+
+def test_a_model_that_falls_silent_does_not_pass_for_a_better_one(capsys: pytest.CaptureFixture[str]) -> None:
+    rate = {"name": "hallucination rate", "outcome": "wrong", "better": "low"}
+    results("a", answered(["wrong"] * 20), rate=rate)
+    results("b", answered(["truncated"] * 15 + ["unanswered"] * 5), rate=rate)
+    assert main(["--compare", "a", "b", "--json"]) == 0
+    (warning,) = json.loads(capsys.readouterr().out)["warnings"]
+    assert warning.startswith("A has 0 of 20 answers that say nothing")
+    assert "B 20 of 20" in warning
+
+
+def test_evaluations_that_training_left_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    record = EvaluationRecord(Path("evaluations"), "out", "run", "exact", SETTINGS, groups=("level",))
+    record.keep(0, answered(drawn(0.1, 60, 0)))
+    record.keep(100, answered(drawn(0.9, 60, 1)))
+    assert main(["--compare", "evaluations/step-00000000", "evaluations/step-00000100"]) == 0
+    shown = capsys.readouterr().out
+    assert "A: out step 0" in shown and "more than chance, B is better." in shown
 
 
 def test_groups_and_subjects_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
