@@ -3,7 +3,7 @@
 #
 #   launchers/local.sh rl --config rl.yaml ...        a private Ray, ended with the run
 #   launchers/local.sh --keep rl ...                  start a Ray that stays, or join it: later runs start faster
-#   launchers/local.sh --stop                         end the Ray that stayed
+#   launchers/local.sh --stop                         end the Ray that stayed, and every other of this user here
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=launchers/common.sh
