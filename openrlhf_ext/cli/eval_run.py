@@ -56,6 +56,7 @@ class Evaluation:
     judge: Judge | None  # of pairs
     taxonomy: Taxonomy | None
     folder: EvaluationFolder
+    engine: EngineModel | None = None  # one that is up already
 
     def figures(self, rows: Sequence[AnswerRow]) -> dict[str, Any]:
         asked = self.cfg.eval
@@ -68,9 +69,13 @@ class Evaluation:
         )
 
 
-def run(parsed: Parsed) -> int:
-    """0, however good the model is. Raises UserError before a model is loaded where the input cannot be used."""
+def run(parsed: Parsed, engine: EngineModel | None = None) -> int:
+    """0, however good the model is. Raises UserError before a model is loaded where the input cannot be used.
+
+    `engine`: one with the model of the flags that is up already, and stays so.
+    """
     with _prepared(parsed) as evaluation:
+        evaluation = replace(evaluation, engine=engine)
         rows, graded = evaluation.folder.open(resume=parsed.config.eval.resume)
         if not graded:
             rows = _grade(evaluation, _ask(evaluation, rows))
@@ -170,6 +175,9 @@ def _ask(evaluation: Evaluation, known: Sequence[AnswerRow]) -> list[AnswerRow]:
 @contextmanager
 def _opened(evaluation: Evaluation) -> Iterator[EngineModel | EndpointModel]:
     cfg = evaluation.cfg
+    if evaluation.engine is not None:
+        yield evaluation.engine
+        return
     if evaluation.weights is None:
         yield EndpointModel(evaluation.endpoint, sampling_of(cfg))
         return
