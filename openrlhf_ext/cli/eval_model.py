@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -155,6 +156,22 @@ class EndpointModel:
             else Said(each.text, each.answer_tokens, each.finish_reason)
             for each in replies
         ]
+
+
+@contextmanager
+def merged(weights: Weights) -> Iterator[Weights]:
+    """The same model without adapters of its own, for the time of the block: in vLLM (0.29) log-probs of given tokens
+    fail with adapters, whose part of the logits it takes for sampled tokens only.
+    """
+    if weights.adapters is None:
+        yield weights
+        return
+    from openrlhf_ext.models.merge import write_merged_model
+
+    with tempfile.TemporaryDirectory(prefix="openrlhf_ext_merged_") as folder:
+        with waiting("the adapters to be merged"):
+            write_merged_model(weights.path, Path(weights.adapters), Path(folder) / "model")
+        yield replace(weights, path=str(Path(folder) / "model"), adapters=None, rank=0)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from openrlhf_ext.cli.eval_model import (
     Weights,
     evaluated_endpoint,
     find_weights,
+    merged,
     open_engine,
     sampling_of,
 )
@@ -181,9 +182,12 @@ def _opened(evaluation: Evaluation) -> Iterator[EngineModel | EndpointModel]:
     if evaluation.weights is None:
         yield EndpointModel(evaluation.endpoint, sampling_of(cfg))
         return
-    longest = evaluation.asked.longest
-    with open_engine(evaluation.weights, cfg.vllm, sampling_of(cfg), longest, evaluation.device) as model:
-        yield model
+    with ExitStack() as stack:
+        weights = evaluation.weights
+        if cfg.eval.perplexity:
+            weights = stack.enter_context(merged(weights))
+        longest = evaluation.asked.longest
+        yield stack.enter_context(open_engine(weights, cfg.vllm, sampling_of(cfg), longest, evaluation.device))
 
 
 def _generate(

@@ -9,6 +9,7 @@ from package_source import modules
 
 from openrlhf_ext.cli.main import COMMANDS as STARTED
 from openrlhf_ext.config import TREES, Flag, flags_of
+from openrlhf_ext.config.evaluation import EvalConfig
 
 
 def attributes_read() -> set[str]:
@@ -41,8 +42,11 @@ def has_one_value(flag: Flag) -> bool:
     return flag.refused is not None or others == set(flag.refused_values)
 
 
-@pytest.mark.parametrize("command", [name for name in TREES if name in STARTED])
+COMMANDS = {name: tree for name, tree in TREES.items() if name in STARTED} | {"eval": EvalConfig}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_flag_is_read(command: str):
     read = attributes_read()
-    flags = [flag for flag in flags_of(TREES[command]).values() if not has_one_value(flag)]
+    flags = [flag for flag in flags_of(COMMANDS[command]).values() if not has_one_value(flag)]
     assert not [flag.path for flag in flags if flag.path.rpartition(".")[2] not in read]

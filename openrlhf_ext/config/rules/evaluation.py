@@ -36,6 +36,7 @@ OF_GENERATION = (
     "stop",
     "seed",
 )
+OF_HARNESS = ("data.max_samples", "data.max_len", "data.apply_chat_template")
 OF_SOURCES = ("timeout_s", "max_retries", "http_batch_size", "http_concurrency", "http_failures", "http_cooldown_s",
               "format_pattern", "format_tags", "length_range", "answer_pattern")  # fmt: skip
 
@@ -49,7 +50,8 @@ def something_is_measured(config: EvalConfig, explicit: Explicit) -> Iterator[Vi
     yield from required(config, {"eval.output": "the folder of the results"})
     if asked.lm_eval is not None:
         for path in sorted(explicit):
-            if path.startswith(("data.", "reward.", "judge.")) or path in ("eval.scorer", "eval.perplexity"):
+            of_rows = path.startswith(("data.", "reward.", "judge.")) and path not in OF_HARNESS
+            if of_rows or path in ("eval.scorer", "eval.perplexity", "eval.against"):
                 yield Violation(f"--{path}", None, "--eval.lm_eval's tasks bring their own; leave it out")
         return
     yield from required(config, {"data.dataset": "the rows"})

@@ -43,6 +43,7 @@ def config(line: str) -> EvalConfig:
         f"{LABELLED} --eval.scorer exact --eval.n_samples_per_prompt 4 --eval.temperature 0.6 --eval.k 1 4",
         f"{ENDPOINT} --eval.scorer first_letter --model.concurrency 4",
         "--model.model_name_or_path m --eval.lm_eval arc_easy --eval.output o",
+        "--model.model_name_or_path m --eval.lm_eval arc_easy --eval.output o --data.max_samples 9",
     ],
 )
 def test_what_is_taken(line: str) -> None:
