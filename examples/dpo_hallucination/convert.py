@@ -3,7 +3,8 @@
     python examples/dpo_hallucination/convert.py MEDHALLU.jsonl data/medhallu/train.jsonl [--held-out TEST.jsonl]
 
 MedHallu: Pandit et al. 2025, "MedHallu: A Comprehensive Benchmark for Detecting Medical Hallucinations in Large
-Language Models", arXiv:2502.14302. Every row gives one pair; its difficulty is kept. With --held-out every tenth row
+Language Models", arXiv:2502.14302. Every row gives one pair; its difficulty is kept, and
+question and abstract apart for those who judge answers. With --held-out every tenth row
 goes there instead.
 """
 
@@ -37,9 +38,15 @@ def pairs_of(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, str]]:
         chosen, rejected = row["ground_truth"].strip(), row["least_similar_answer"].strip()
         if not chosen or not rejected or chosen == rejected:
             continue
-        prompt = PROMPT.format(abstract=abstract_of(row["knowledge"]), question=row["question"].strip())
-        difficulty = str(row.get("final_difficulty_level", ""))
-        yield {"prompt": prompt, "chosen": chosen, "rejected": rejected, "difficulty": difficulty}
+        abstract, question = abstract_of(row["knowledge"]), row["question"].strip()
+        yield {
+            "prompt": PROMPT.format(abstract=abstract, question=question),
+            "chosen": chosen,
+            "rejected": rejected,
+            "difficulty": str(row.get("final_difficulty_level", "")),
+            "question": question,
+            "abstract": abstract,
+        }
 
 
 def abstract_of(knowledge: str) -> str:

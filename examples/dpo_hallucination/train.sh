@@ -2,6 +2,7 @@
 # The true answer over the hallucinated one: SFT, then DPO, both by QLoRA on one GPU of 12 GB. First the rows:
 #   python examples/dpo_hallucination/convert.py MEDHALLU.jsonl data/medhallu/train.jsonl \
 #     --held-out data/medhallu/test.jsonl
+# With evaluations, a comparison and judged outputs: story.py, which docs/hallucination.md walks through.
 # MODEL, TRAIN, TEST and OUT may be named by the environment; flags are added at the end of both commands:
 #   examples/dpo_hallucination/train.sh --train.seed 7
 # On a CPU, with a tiny model:

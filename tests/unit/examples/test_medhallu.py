@@ -49,6 +49,8 @@ def test_a_row_gives_a_pair(convert: ModuleType, tmp_path: Path, capsys: pytest.
         "chosen": "It helps.",
         "rejected": "It harms.",
         "difficulty": "hard",
+        "question": "Does it help?",
+        "abstract": "First, it's new.\nThen it helps.",
     }
     assert "2 rows left out" in capsys.readouterr().out
 
