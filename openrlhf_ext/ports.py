@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from openrlhf_ext.batch.types import Denominators, MicroBatch, OptimizerStep, TokenBatch
+from openrlhf_ext.track.rollouts import RecordedStep
 from openrlhf_ext.types import Prompt, Report, Rollout, Sampling, Score, ScoreFailure
 
 
@@ -133,6 +134,21 @@ class CriticRole(TrainRole, Protocol):
 
     def values(self, batch: TokenBatch) -> Tensor:
         """(B, A) float32 on the CPU: the return expected before each action; zero off actions."""
+        ...
+
+
+class Recorder(Protocol):
+    """Where rollouts are kept."""
+
+    def write(self, step: int, recorded: RecordedStep) -> None:
+        """Keep what became of this step's prompts. It may be under way until `settle`.
+
+        Raises DataError for what cannot be written, if not now then at the next call.
+        """
+        ...
+
+    def settle(self) -> None:
+        """Wait until everything is there."""
         ...
 
 

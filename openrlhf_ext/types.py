@@ -1,4 +1,4 @@
-"""The data that flows through the RL loop, as plain frozen values (no torch).
+"""The data that flows through the RL loop, as plain frozen values (no torch; numpy only where a rollout is made).
 
 Prompt -> Rollout x n -> ScoredRollout x n -> RolloutGroup; the tensor stages
 (TokenBatch, Signals, Experience, TrainShard) live in `openrlhf_ext.batch`.
@@ -11,8 +11,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -76,9 +80,10 @@ class Outcome:
     info: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Rollout:
-    """One sampled answer: prompt and response tokens as one sequence of T tokens.
+    """One sampled answer: prompt and response tokens as one sequence of T tokens, in arrays (T,) that are read-only.
+    Whatever sequences it is made from, they become int32, bool and float32; an array of that type is not copied.
 
     `action_mask[t]` says that token t was sampled by the policy; `logprobs[t]` is the
     sampler's log-probability of it (0.0 where it is not an action). `versions` are the
@@ -90,9 +95,9 @@ class Rollout:
 
     prompt_id: str
     sample: int
-    token_ids: tuple[int, ...]
-    action_mask: tuple[bool, ...]
-    logprobs: tuple[float, ...]
+    token_ids: NDArray[np.int32]
+    action_mask: NDArray[np.bool_]
+    logprobs: NDArray[np.float32]
     text: str
     finish_reason: FinishReason
     versions: tuple[int, int]
@@ -100,8 +105,42 @@ class Rollout:
     role: str = ""
 
     def __post_init__(self) -> None:
+        import numpy as np  # here: a command that only explains itself makes no rollout
+
+        for name, dtype in (("token_ids", np.int32), ("action_mask", np.bool_), ("logprobs", np.float32)):
+            array = np.asarray(getattr(self, name), dtype)
+            if array.flags.writeable:
+                array = array.view()
+                array.flags.writeable = False
+            object.__setattr__(self, name, array)
         assert len(self.token_ids) == len(self.action_mask) == len(self.logprobs), "unequal lengths"
-        assert self.token_ids and not self.action_mask[0], "the prompt is never an action"
+        assert len(self.token_ids) and not self.action_mask[0], "the prompt is never an action"
+
+    def __reduce__(self) -> tuple[type[Rollout], tuple[Any, ...]]:
+        # Through the constructor: arrays that arrive over a pipe could be written to.
+        return Rollout, tuple(getattr(self, each.name) for each in fields(self))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Rollout):
+            return NotImplemented
+        pairs = ((getattr(self, each.name), getattr(other, each.name)) for each in fields(self))
+        return all(a.tobytes() == b.tobytes() if hasattr(a, "tobytes") else a == b for a, b in pairs)
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    @classmethod
+    def of_turn(cls, prompt: Sequence[int], answer: Sequence[int], logprobs: Sequence[float], **others: Any) -> Rollout:
+        """Of a prompt's tokens and the answer's, which have log-probs; `others` are the other fields."""
+        import numpy as np
+
+        assert len(logprobs) == len(answer), "one log-prob for each sampled token"
+        return cls(
+            token_ids=np.array([*prompt, *answer], np.int32),
+            action_mask=np.arange(len(prompt) + len(answer)) >= len(prompt),
+            logprobs=np.array([*[0.0] * len(prompt), *logprobs], np.float32),
+            **others,
+        )
 
     @property
     def key(self) -> RolloutKey:
@@ -109,7 +148,7 @@ class Rollout:
 
     @property
     def response_length(self) -> int:
-        return sum(self.action_mask)
+        return int(self.action_mask.sum())
 
 
 @dataclass(frozen=True, slots=True)

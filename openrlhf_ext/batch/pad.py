@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from openrlhf_ext.batch.types import TokenBatch
 from openrlhf_ext.types import RolloutKey
 
+Tokens: TypeAlias = Sequence[int] | NDArray[np.int32]
+
 
 class TokenRow(Protocol):
-    """What a row of a batch is made from: a rollout, or a supervised example."""
+    """What a row of a batch is made from: a rollout, which has arrays, or a supervised example."""
 
     @property
     def key(self) -> RolloutKey: ...
 
     @property
-    def token_ids(self) -> tuple[int, ...]: ...
+    def token_ids(self) -> Tokens: ...
 
     @property
-    def action_mask(self) -> tuple[bool, ...]: ...
+    def action_mask(self) -> Sequence[bool] | NDArray[np.bool_]: ...
 
     @property
-    def logprobs(self) -> tuple[float, ...]: ...
+    def logprobs(self) -> Sequence[float] | NDArray[np.float32]: ...
 
 
 def token_batch(rollouts: Sequence[TokenRow], pad_id: int) -> TokenBatch:
@@ -36,26 +38,32 @@ def token_batch(rollouts: Sequence[TokenRow], pad_id: int) -> TokenBatch:
     token a + 1.
     """
     assert rollouts, "a batch has at least one rollout"
-    # Flat buffers filled row by row: no tensor is made per row, which would dominate at 10k rows.
-    tokens, action, logp = array("q"), array("b"), array("f")
-    for rollout in rollouts:
-        tokens.extend(rollout.token_ids)
-        action.extend(rollout.action_mask)
-        logp.extend(rollout.logprobs)
-    lengths_B = torch.tensor([len(r.token_ids) for r in rollouts], dtype=torch.int64)
-    real_BT = torch.arange(int(lengths_B.max())) < lengths_B[:, None]
-
-    def padded(flat: array, dtype: torch.dtype, fill: int) -> Tensor:
-        values = torch.frombuffer(flat, dtype=dtype)
-        return torch.full(real_BT.shape, fill, dtype=dtype).masked_scatter_(real_BT, values)
-
-    action_BA = padded(action, torch.int8, 0)[:, 1:].bool()
-    sampler_logp_BA = padded(logp, torch.float32, 0)[:, 1:].masked_fill(~action_BA, 0.0)
-    assert bool(torch.isfinite(sampler_logp_BA).all()), "a sampled token has a finite log-probability"
+    lengths_B = row_lengths([rollout.token_ids for rollout in rollouts])
+    shape_BA = (len(rollouts), int(lengths_B.max()) - 1)
+    action_BA, sampler_logp_BA = np.zeros(shape_BA, np.bool_), np.zeros(shape_BA, np.float32)
+    for row, rollout in enumerate(rollouts):
+        action_A = np.asarray(rollout.action_mask, np.bool_)[1:]
+        action_BA[row, : len(action_A)] = action_A
+        logp_A = np.asarray(rollout.logprobs, np.float32)[1:]
+        np.copyto(sampler_logp_BA[row, : len(action_A)], logp_A, where=action_A)
+    assert np.isfinite(sampler_logp_BA).all(), "a sampled token has a finite log-probability"
     return TokenBatch(
-        keys=tuple(r.key for r in rollouts),
-        tokens_BT=padded(tokens, torch.int64, pad_id),
-        lengths_B=lengths_B,
-        action_BA=action_BA,
-        sampler_logp_BA=sampler_logp_BA,
+        keys=tuple(rollout.key for rollout in rollouts),
+        tokens_BT=torch.from_numpy(padded_tokens([rollout.token_ids for rollout in rollouts], pad_id)),
+        lengths_B=torch.from_numpy(lengths_B),
+        action_BA=torch.from_numpy(action_BA),
+        sampler_logp_BA=torch.from_numpy(sampler_logp_BA),
     )
+
+
+def row_lengths(rows: Sequence[Tokens]) -> NDArray[np.int64]:
+    return np.fromiter(map(len, rows), np.int64, len(rows))
+
+
+def padded_tokens(rows: Sequence[Tokens], pad_id: int) -> NDArray[np.int64]:
+    """(B, T) with the rows on the left and `pad_id` behind them."""
+    lengths_B = row_lengths(rows)
+    tokens_BT = np.full((len(rows), lengths_B.max()), pad_id, np.int64)
+    for row, (tokens, length) in enumerate(zip(rows, lengths_B, strict=True)):
+        tokens_BT[row, :length] = tokens
+    return tokens_BT

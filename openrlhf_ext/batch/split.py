@@ -13,21 +13,28 @@ import torch
 from torch import Tensor
 
 from openrlhf_ext.batch.partition import Rows, SplitSettings, micro_batches
-from openrlhf_ext.batch.types import Denominators, Experience, MicroBatch, OptimizerStep, TokenBatch, TrainShard
+from openrlhf_ext.batch.types import Denominators, Experience, MicroBatch, OptimizerStep, Share, TokenBatch, TrainShard
 from openrlhf_ext.types import derive_seed
 
 
 def denominators(action_BA: Tensor) -> Denominators:
     """What the losses of these rows are divided by; at least 1 each, so that a step without actions has loss 0."""
-    tokens = int(action_BA.sum())
+    tokens = int(action_BA.count_nonzero())
     sequences = int(action_BA.any(dim=1).sum())
     return Denominators(tokens=float(max(tokens, 1)), sequences=float(max(sequences, 1)))
 
 
+def share(batch: TokenBatch, columns: Mapping[str, Tensor], parts: Sequence[Rows]) -> Share:
+    """One rank's micro-batches, given by their rows."""
+    sizes = tuple(map(len, parts))
+    if rows := tuple(chain.from_iterable(parts)):
+        return Share(cut(batch, columns, rows), sizes)
+    of_another = Share(cut(batch, columns, (int(batch.lengths_B.argmax()),)), (0,))
+    return Share(of_another.micro_batches[0], sizes)
+
+
 def cut(batch: TokenBatch, columns: Mapping[str, Tensor], rows: Rows) -> MicroBatch:
-    """These rows of the batch and its columns, cut to their own longest length; no rows: a dummy."""
-    if not rows:
-        return _dummy(batch, columns)
+    """These rows of the batch and its columns, cut to their own longest length."""
     index = torch.tensor(rows)
     lengths_B = batch.lengths_B[index]
     width = int(lengths_B.max())
@@ -40,23 +47,21 @@ def cut(batch: TokenBatch, columns: Mapping[str, Tensor], rows: Rows) -> MicroBa
     )
 
 
-def _dummy(batch: TokenBatch, columns: Mapping[str, Tensor]) -> MicroBatch:
-    """The first two tokens of a row, neither of them an action: the cheapest forward there is."""
-    row = int(batch.lengths_B.argmax())
-    width = min(2, int(batch.lengths_B[row]))
-    return MicroBatch(
-        rows=(),
-        tokens_BT=batch.tokens_BT[row : row + 1, :width],
-        lengths_B=torch.tensor([width]),
-        action_BA=torch.zeros(1, width - 1, dtype=torch.bool),
-        columns={name: torch.zeros(1, width - 1, dtype=column.dtype) for name, column in columns.items()},
-    )
-
-
-def inference_split(batch: TokenBatch, settings: SplitSettings) -> list[list[MicroBatch]]:
-    """For each rank the micro-batches of a forward without gradient; `scatter_rows` is the inverse."""
+def inference_split(batch: TokenBatch, settings: SplitSettings) -> list[Share]:
+    """What each rank is asked about in forwards without gradient; `scatter_rows` is the inverse."""
     plan = micro_batches(batch.lengths_B.tolist(), settings)
-    return [[cut(batch, {}, rows) for rows in rank] for rank in plan]
+    return [share(batch, {}, rank) for rank in plan]
+
+
+def joined_rows(asked: Share, outputs: Sequence[Tensor]) -> Tensor:
+    """The (b, a) or (b, h) outputs of a share's micro-batches as one, zero beside shorter ones; dummies are skipped."""
+    real = [output for size, output in zip(asked.sizes, outputs, strict=True) if size]
+    result = outputs[0].new_zeros(sum(asked.sizes), max((output.shape[1] for output in real), default=0))
+    start = 0
+    for output in real:
+        result[start : start + len(output), : output.shape[1]] = output
+        start += len(output)
+    return result
 
 
 def scatter_rows(micros: Iterable[MicroBatch], outputs: Iterable[Tensor], rows: int, width: int) -> Tensor:
@@ -101,8 +106,7 @@ def optimizer_step(experience: Experience, rows: Sequence[int], settings: SplitS
     total = denominators(batch.action_BA[index])
     return tuple(
         TrainShard(
-            micro_batches=tuple(cut(batch, experience.columns, tuple(chosen[i] for i in part)) for part in rank),
-            denominators=total,
+            share(batch, experience.columns, [tuple(chosen[i] for i in part) for part in rank]), denominators=total
         )
         for rank in plan
     )

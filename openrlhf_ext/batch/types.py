@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-from torch import Tensor
+from itertools import accumulate
+from typing import TYPE_CHECKING
 
 from openrlhf_ext.types import RolloutKey
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +83,56 @@ class Denominators:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """One rank's rows in one piece, micro-batch after micro-batch: so it is cut out of the batch, sent, and answered.
+
+    `sizes` are the rows of each micro-batch; 0 is a dummy. A rank without any row has one dummy for a block.
+    """
+
+    block: MicroBatch
+    sizes: tuple[int, ...]
+
+    @property
+    def micro_batches(self) -> tuple[MicroBatch, ...]:
+        stops = tuple(accumulate(self.sizes))
+        return tuple(self._part(stop - size, stop) for size, stop in zip(self.sizes, stops, strict=True))
+
+    def _part(self, start: int, stop: int) -> MicroBatch:
+        block = self.block
+        if start == stop:
+            return self._dummy()
+        width = int(block.lengths_B[start:stop].max())
+        return MicroBatch(
+            rows=block.rows[start:stop],
+            tokens_BT=block.tokens_BT[start:stop, :width].contiguous(),
+            lengths_B=block.lengths_B[start:stop],
+            action_BA=block.action_BA[start:stop, : width - 1].contiguous(),
+            columns={name: column[start:stop, : width - 1].contiguous() for name, column in block.columns.items()},
+        )
+
+    def _dummy(self) -> MicroBatch:
+        """Two tokens of a row, neither of them an action: the cheapest forward there is."""
+        block, row = self.block, int(self.block.lengths_B.argmax())
+        width = min(2, int(block.lengths_B[row]))
+        return MicroBatch(
+            rows=(),
+            tokens_BT=block.tokens_BT[row : row + 1, :width].contiguous(),
+            lengths_B=block.lengths_B[row : row + 1].clamp(max=width),
+            action_BA=block.action_BA[row : row + 1, : width - 1] & False,
+            columns={name: column[row : row + 1, : width - 1] * 0 for name, column in block.columns.items()},
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class TrainShard:
     """One rank's part of one optimizer step. Every rank has the same number of micro-batches."""
 
-    micro_batches: tuple[MicroBatch, ...]
+    share: Share
     denominators: Denominators
+
+    @property
+    def micro_batches(self) -> tuple[MicroBatch, ...]:
+        return self.share.micro_batches
 
 
 OptimizerStep = tuple[TrainShard, ...]  # one shard per rank

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ from openrlhf_ext.cli.specs import (
 )
 from openrlhf_ext.cluster.build import RemoteRoles, build_roles
 from openrlhf_ext.cluster.following import RemoteMixed
+from openrlhf_ext.cluster.recorder import RemoteRecorder
 from openrlhf_ext.cluster.session import ray_session
 from openrlhf_ext.config import Parsed, RLConfig
 from openrlhf_ext.data.prompts import LoadedPrompts, load_prompts
@@ -108,11 +110,8 @@ def run(parsed: Parsed) -> int:
                 until=goal_of(cfg.train.stop_when),
             )
             roles = _roles(cfg, remote, reward)
-            try:
-                steps = train_rl(settings, data.source, roles, journal, rollout_folder=rollouts, resume=latest)
-            finally:
-                line.close()
-                tracker.close()
+            with closing(line), closing(tracker), RemoteRecorder(rollouts) as recorder:
+                steps = train_rl(settings, data.source, roles, journal, recorder=recorder, resume=latest)
             if journal.stopped and journal.reached is None:
                 say_resumable(steps, data.source.total_steps, cfg.ckpt.path)
                 return COME_BACK

@@ -9,9 +9,11 @@ from typing import Any
 
 import ray
 
+from openrlhf_ext.batch.packed import PackedRollouts
 from openrlhf_ext.cluster.phases import Phases
-from openrlhf_ext.cluster.waits import gather, tell_progress
-from openrlhf_ext.rollout.vllm_engine import GenerateRequest, VllmEngine
+from openrlhf_ext.cluster.waits import gather
+from openrlhf_ext.rollout.requests import requests_for, tell_progress
+from openrlhf_ext.rollout.vllm_engine import Progress, VllmEngine
 from openrlhf_ext.track.memory import MemoryLog, Moment
 from openrlhf_ext.types import Prompt, Rollout, Sampling
 
@@ -23,7 +25,17 @@ def engine_actor(partial: bool) -> Any:
     updates of the weights overtake them; without, an update waits in the actor's queue.
     """
     options: dict[str, Any] = {"concurrency_groups": {SAMPLING: 1}}
-    return ray.remote(**options)(VllmEngine) if partial else ray.remote(VllmEngine)
+    return ray.remote(**options)(VllmEngineActor) if partial else ray.remote(VllmEngineActor)
+
+
+class VllmEngineActor(VllmEngine):
+    """An engine that is asked prompt by prompt for all samples, and whose answers are packed for the way."""
+
+    def sample(self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress) -> PackedRollouts:
+        return PackedRollouts.of(self.generate(requests_for(prompts, sampling), progress))
+
+    def play_all(self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress) -> PackedRollouts:
+        return PackedRollouts.of(self.play(requests_for(prompts, sampling), progress))
 
 
 class RemoteGenerator:
@@ -56,9 +68,9 @@ class RemoteGenerator:
         bare = [prompt if self._plays else replace(prompt, label=None, meta={}, messages=()) for prompt in prompts]
         parts = [bare[start :: len(self.engines)] for start in range(len(self.engines))]
         calls = [
-            (engine.play if self._plays else engine.generate)
+            (engine.play_all if self._plays else engine.sample)
             .options(concurrency_group=self._thread)
-            .remote([GenerateRequest(p, sample, sampling) for p in part for sample in range(sampling.n)], tell_progress)
+            .remote(part, sampling, tell_progress)
             for engine, part in zip(self.engines, parts, strict=True)
             if part
         ]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
+from openrlhf_ext.batch.pad import Tokens, padded_tokens, row_lengths
 from openrlhf_ext.batch.partition import SplitSettings
 from openrlhf_ext.batch.split import inference_split, scatter_rows, scatter_whole_rows
 from openrlhf_ext.batch.types import MicroBatch, OptimizerStep, TokenBatch
@@ -19,6 +18,7 @@ from openrlhf_ext.cluster.generator import RemoteGenerator
 from openrlhf_ext.cluster.phases import Phase, Phases
 from openrlhf_ext.cluster.train_worker import SCORERS, EngineLinks
 from openrlhf_ext.cluster.waits import gather
+from openrlhf_ext.cluster.wire import Sealed
 from openrlhf_ext.cluster.worker_group import WorkerGroup
 from openrlhf_ext.ports import Objective
 from openrlhf_ext.track.checkpoints import CheckpointContent
@@ -42,15 +42,15 @@ class RemoteModel:
     def _ask(
         self, batch: TokenBatch, what: str, temperature: float = 1.0, *, adapters: bool = True
     ) -> tuple[list[MicroBatch], list[Tensor]]:
-        """All micro-batches of the batch, and the model's answer to each."""
-        by_rank = inference_split(batch, self._split)
+        """The rows of each rank, and its answer."""
+        shares = inference_split(batch, self._split)
         calls = [
-            worker.answer.remote(micros, temperature, adapters)
-            for worker, micros in zip(self.group.workers, by_rank, strict=True)
+            worker.answer.remote(asked, temperature, adapters)
+            for worker, asked in zip(self.group.workers, shares, strict=True)
         ]
         what = f"{what} of {batch.rows} sequences by the {self.group.name}"
         answers = self.group.collect(calls, what, self._phase)
-        return list(chain.from_iterable(by_rank)), list(chain.from_iterable(answers))
+        return [asked.block for asked in shares], answers
 
 
 class RemoteReference(RemoteModel):
@@ -88,9 +88,9 @@ class RemoteTrained(RemoteModel):
 
     def update(self, steps: Sequence[OptimizerStep], objective: Objective) -> Report:
         self._phases.enter("train")
-        by_rank = list(zip(*steps, strict=True))
+        by_rank, sealed = list(zip(*steps, strict=True)), Sealed.of(objective)
         calls = [
-            worker.update.remote(shards, objective) for worker, shards in zip(self.group.workers, by_rank, strict=True)
+            worker.update.remote(shards, sealed) for worker, shards in zip(self.group.workers, by_rank, strict=True)
         ]
         return merge_reports(
             self.group.collect(calls, f"{len(steps)} optimizer steps of the {self.group.name}", "train")
@@ -189,21 +189,21 @@ class RemoteLearner(RemoteTrained):
 class RemoteScorer(RemoteModel):
     """A frozen reward model over a worker group (`rewards.model.Scorer`)."""
 
-    def scores(self, rows: Sequence[Sequence[int]]) -> list[float]:
+    def scores(self, rows: Sequence[Tokens]) -> list[float]:
         """The model's number for each row of token ids, read at its last token."""
         self._phases.enter("score")
         batch = _plain_batch(rows)
         return scatter_whole_rows(*self._ask(batch, "scores"), batch.rows)[:, 0].tolist()
 
 
-def _plain_batch(rows: Sequence[Sequence[int]]) -> TokenBatch:
+def _plain_batch(rows: Sequence[Tokens]) -> TokenBatch:
     """Rows of tokens, none of which anybody sampled."""
-    tokens_BT = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
-    shape_BA = (tokens_BT.shape[0], tokens_BT.shape[1] - 1)
+    lengths_B = row_lengths(rows)
+    shape_BA = (len(rows), int(lengths_B.max()) - 1)
     return TokenBatch(
         keys=tuple(RolloutKey("", index) for index in range(len(rows))),
-        tokens_BT=tokens_BT,
-        lengths_B=torch.tensor([len(row) for row in rows]),
+        tokens_BT=torch.from_numpy(padded_tokens(rows, 0)),
+        lengths_B=torch.from_numpy(lengths_B),
         action_BA=torch.zeros(shape_BA, dtype=torch.bool),
         sampler_logp_BA=torch.zeros(shape_BA),
     )

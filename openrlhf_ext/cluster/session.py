@@ -16,8 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
+import torch
 
 from openrlhf_ext.cluster.environment import is_loopback
+from openrlhf_ext.cluster.wire import tensors_travel_as_arrays
+from openrlhf_ext.device.host_memory import keep_freed_memory
 from openrlhf_ext.errors import ResourceError
 from openrlhf_ext.track.progress import waiting
 
@@ -72,10 +75,20 @@ def ray_session(settings: RaySettings) -> Iterator[Path]:
             f"Ray {where} ({reason}): check --ray.address, or leave it out to start a private Ray on this machine."
         ) from error
     signal.signal(signal.SIGTERM, _end_in_order)  # Ray's own handler aborts the process with a dump of addresses
+    tensors_travel_as_arrays()
+    spare_the_driver()
     try:
         yield Path(context.address_info["session_dir"]) / "logs"  # type: ignore[attr-defined]  # not a client's context
     finally:
         ray.shutdown()
+
+
+def spare_the_driver() -> None:
+    """A driver copies tensors and hardly computes: threads that wait awake for the next copy cost more than they save,
+    and most of a copy's cost are the page faults of its new memory.
+    """
+    torch.set_num_threads(1)
+    keep_freed_memory()
 
 
 def _end_in_order(*_: object) -> None:

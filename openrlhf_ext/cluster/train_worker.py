@@ -17,14 +17,15 @@ import numpy as np
 import ray
 import torch
 
-from openrlhf_ext.batch.types import MicroBatch, TrainShard
+from openrlhf_ext.batch.split import joined_rows
+from openrlhf_ext.batch.types import Share, TrainShard
+from openrlhf_ext.cluster.wire import Sealed, tensors_travel_as_arrays
 from openrlhf_ext.device import Device
 from openrlhf_ext.device.interfaces import meets_over
 from openrlhf_ext.device.peaks import Measured, PeakMeter
 from openrlhf_ext.device.rendezvous import free_port
 from openrlhf_ext.engine.spec import EngineSpec
 from openrlhf_ext.models.spec import ModelSpec
-from openrlhf_ext.ports import Objective
 from openrlhf_ext.rollout.transfer import Bucket, Rendezvous, Transport, make_sender, packed, unpack
 from openrlhf_ext.trainers.shards import run_steps
 from openrlhf_ext.types import Report, Sampling
@@ -75,6 +76,7 @@ class TrainWorker:
     def __init__(self, role: str, rank: int, world_size: int, device: Device) -> None:
         self.role, self.rank, self.world_size, self.device = role, rank, world_size, device
         self._meter = PeakMeter(device, role)
+        tensors_travel_as_arrays()
 
     @ray.method
     def endpoint(self) -> tuple[str, int]:
@@ -99,11 +101,12 @@ class TrainWorker:
         return socket.gethostname(), meets_over(self.device)
 
     @ray.method
-    def answer(self, micros: Sequence[MicroBatch], temperature: float, adapters: bool) -> Measured[list[torch.Tensor]]:
-        """What the model says of each micro-batch: log-probs, values or scores."""
+    def answer(self, asked: Share, temperature: float, adapters: bool) -> Measured[torch.Tensor]:
+        """What the model says of each row: log-probs, values or scores."""
 
-        def ask() -> list[torch.Tensor]:
-            return [self.engine.forward(micro, temperature, adapters=adapters) for micro in micros]
+        def ask() -> torch.Tensor:
+            micros = asked.micro_batches
+            return joined_rows(asked, [self.engine.forward(each, temperature, adapters=adapters) for each in micros])
 
         outputs = self._measured("score" if self.role in SCORERS else "train", ask)
         if not self.engine.spec.trainable:
@@ -117,8 +120,8 @@ class TrainWorker:
         return self._measured("evaluate", lambda: self.engine.generate(prompts, seeds, sampling, end=end, rows=rows))
 
     @ray.method
-    def update(self, shards: Sequence[TrainShard], objective: Objective) -> Measured[Report]:
-        return self._measured("train", lambda: run_steps(self.engine, shards, objective))
+    def update(self, shards: Sequence[TrainShard], objective: Sealed) -> Measured[Report]:
+        return self._measured("train", lambda: run_steps(self.engine, shards, objective.open()))
 
     @ray.method
     def link(self, links: EngineLinks) -> None:

@@ -128,9 +128,3 @@ def _in_short(error: Exception) -> str:
     """What died, and why: the first and the last line of Ray's account."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ... ".join(dict.fromkeys([lines[0][:200], lines[-1][:200]]))
-
-
-def tell_progress(done: int, total: int) -> None:
-    """How far an engine is; said in its own process, whose output Ray hands on to the user."""
-    if done < total:
-        print(f"{done} of {total} rollouts", flush=True)

@@ -99,9 +99,9 @@ class RewardGrader:
         if self._tokens is not None:
             prompt, answer = asked.prompt.token_ids, tuple(self._tokens(row.answer))
             answer += (self._ends,) if self._ends is not None and row.finish == "stop" else ()
-        return Rollout(
-            asked.prompt.id, row.sample, (*prompt, *answer), (False,) * len(prompt) + (True,) * len(answer),
-            (0.0,) * (len(prompt) + len(answer)), row.answer, "length" if row.finish == "length" else "stop", (0, 0),
+        return Rollout.of_turn(
+            prompt, answer, [0.0] * len(answer), prompt_id=asked.prompt.id, sample=row.sample, text=row.answer,
+            finish_reason="length" if row.finish == "length" else "stop", versions=(0, 0),
         )  # fmt: skip
 
 

@@ -31,7 +31,8 @@ class LocalLogprobs:
 
     @torch.no_grad()
     def logprobs(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
-        (micros,) = inference_split(batch, self._split)
+        (asked,) = inference_split(batch, self._split)
+        micros = asked.micro_batches
         with self._meter.guard("score"):
             outputs = [self._forward(micro, temperature) for micro in micros]
         return scatter_rows(micros, outputs, *batch.action_BA.shape)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
+from openrlhf_ext.batch.pad import Tokens, padded_tokens, row_lengths
 from openrlhf_ext.batch.partition import SplitSettings, micro_batches
 from openrlhf_ext.device import Device
 from openrlhf_ext.device.peaks import PeakMeter
@@ -29,7 +29,7 @@ class LocalScorer:
             self._model = build_model(spec).to(device.select()).eval()
 
     @torch.no_grad()
-    def scores(self, rows: Sequence[Sequence[int]]) -> list[float]:
+    def scores(self, rows: Sequence[Tokens]) -> list[float]:
         (parts,) = micro_batches([len(row) for row in rows], self._split)
         found: dict[int, float] = {}
         with self._meter.guard("score"):
@@ -37,10 +37,9 @@ class LocalScorer:
                 found.update(zip(part, self._forward([rows[index] for index in part]), strict=True))
         return [found[index] for index in range(len(rows))]
 
-    def _forward(self, rows: Sequence[Sequence[int]]) -> list[float]:
+    def _forward(self, rows: Sequence[Tokens]) -> list[float]:
         # Token 0 pads: no row sees what is on its right.
-        tokens_BT = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
-        lengths_B = torch.tensor([len(row) for row in rows])
+        tokens_BT, lengths_B = (torch.from_numpy(each) for each in (padded_tokens(rows, 0), row_lengths(rows)))
         action_BA = torch.zeros(len(rows), tokens_BT.shape[1] - 1, dtype=torch.bool)
         score_BH = self._model(*(each.to(self._device.current()) for each in (tokens_BT, lengths_B, action_BA)))[0]
         return score_BH.squeeze(-1).tolist()

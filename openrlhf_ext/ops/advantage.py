@@ -141,6 +141,10 @@ def advantages(
     turns_BA = turns_BA if estimator.discounted else None
     if turns_BA is not None:
         turns_BA = turns_BA * (shaped_B / raw_B).nan_to_num(1.0).clamp(0.0, 1.0)[:, None]
+    if kl_BA is None and turns_BA is None and settings.gamma == 1.0 and not estimator.needs_values:
+        # The whole score falls on the last action: what every action has to go is the score.
+        raw_BA = returns_BA = shaped_B[:, None].where(action_BA, 0.0)
+        return normalised_by_role(raw_BA, action_BA, settings.effective_norm, role_B), returns_BA
     reward_BA = token_rewards(shaped_B, action_BA, kl_BA, settings.kl_coef, turns_BA)
     if estimator.needs_values:
         assert values_BA is not None, f"{settings.estimator} needs a critic's values"
@@ -224,8 +228,13 @@ def normalised_by_role(values_BA: Tensor, action_BA: Tensor, norm: Norm, role_B:
 
 def normalised(values_BA: Tensor, action_BA: Tensor, norm: Norm) -> Tensor:
     """The values with statistics over all actions of the batch taken out of them, as `norm` says."""
-    flat_N = values_BA[action_BA].double()
-    if norm == "none" or not len(flat_N):
+    if norm == "none" or not action_BA.any():
         return values_BA
+    flat_N = on_actions(values_BA, action_BA).double()
     scale = flat_N.var(correction=0).clamp(min=1e-8).rsqrt() if norm == "std" else 1.0
     return ((values_BA - flat_N.mean()) * scale).to(values_BA.dtype).where(action_BA, 0.0)
+
+
+def on_actions(values_BA: Tensor, action_BA: Tensor) -> Tensor:
+    """(N,) `values_BA[action_BA]`, on a CPU and without gradient: numpy selects ten times as fast as torch."""
+    return torch.from_numpy(values_BA.numpy()[action_BA.numpy()])

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from openrlhf_ext.batch.pad import Tokens
 from openrlhf_ext.data.chat import check_chat_template, render_chat
 from openrlhf_ext.rewards.answer import Answer
 from openrlhf_ext.rewards.process import RewardBatch
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 class Scorer(Protocol):
     """The model itself, wherever it runs."""
 
-    def scores(self, rows: Sequence[Sequence[int]]) -> list[float]:
+    def scores(self, rows: Sequence[Tokens]) -> list[float]:
         """A number for each row of token ids."""
         ...
 
@@ -80,7 +81,7 @@ class ModelSource:
         scores = self._scorer.scores([row[-self._max_tokens :] for row in rows])
         return Answer(scores, logs={"truncated": [float(cut) for cut in too_long]})
 
-    def token_rows(self, samples: Sequence[tuple[Prompt, Rollout]]) -> list[Sequence[int]]:
+    def token_rows(self, samples: Sequence[tuple[Prompt, Rollout]]) -> list[Tokens]:
         """What the model reads of each sample, at its full length."""
         if self._same:
             return [rollout.token_ids for _, rollout in samples]
@@ -91,7 +92,7 @@ class ModelSource:
         texts = [self._text(*sample, end) for sample, end in zip(samples, ended, strict=True)]
         tokenized: list[list[int]] = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
         eos = self._tokenizer.eos_token_id
-        rows: list[Sequence[int]] = []
+        rows: list[Tokens] = []
         for ids, end in zip(tokenized, ended, strict=True):
             # A text may have no token at all in another vocabulary; a row has at least one.
             rows.append([*ids, eos] if not ids or (end and ids[-1] != eos) else ids)

@@ -170,19 +170,19 @@ class StudentSource:
         Of a token that holds a part of a tag the rest is tokenized anew: the student reads the whole explanation, and
         nothing of the tags.
         """
-        places = [at for at, action in enumerate(rollout.action_mask) if action]
-        if places and rollout.finish_reason == "stop" and self._is_end(rollout.token_ids[places[-1]]):
+        tokens, places = rollout.token_ids.tolist(), rollout.action_mask.nonzero()[0].tolist()
+        if places and rollout.finish_reason == "stop" and self._is_end(tokens[places[-1]]):
             places.pop()
         open_tag, close_tag = self._settings.tags
         opened = prompt.text.rstrip().endswith(open_tag.rstrip())
-        pieces = [self._bytes.of(rollout.token_ids[at]) for at in places]
+        pieces = [self._bytes.of(tokens[at]) for at in places]
         found = find_between(pieces, open_tag, close_tag, opened=opened)
         shared = places[found.span.whole]
         before, between, solution = self._texts(prompt)
         first = [*self._ids(before), *self._ids(found.span.before)]
         second = [*self._ids(found.span.after), *self._ids(between)]
         answer = self._ids(solution)
-        row = [*first, *(rollout.token_ids[at] for at in shared), *second, *answer]
+        row = [*first, *(tokens[at] for at in shared), *second, *answer]
         return Reading(
             rollout.key,
             tuple(row),
@@ -215,9 +215,8 @@ class StudentSource:
     def _teacher_logprobs(self, rollouts: Sequence[Rollout], readings: Sequence[Reading]) -> list[Tensor]:
         """(E,) of each sample: how likely the policy found the explanation's tokens, given question and solution."""
         if self._policy is None:
-            sampled = [rollout.logprobs for rollout in rollouts]
-            pairs = zip(sampled, readings, strict=True)
-            return [torch.tensor([logp[at] for at in reading.teacher_at]) for logp, reading in pairs]
+            pairs = zip(rollouts, readings, strict=True)
+            return [torch.from_numpy(rollout.logprobs[list(reading.teacher_at)]) for rollout, reading in pairs]
         logp_BA = self._policy.logprobs(token_batch(rollouts, self._pad_id), self._settings.temperature)
         places = [torch.tensor(reading.teacher_at, dtype=torch.long) - 1 for reading in readings]
         return [logp_A[at] for logp_A, at in zip(logp_BA, places, strict=True)]
@@ -230,7 +229,7 @@ class StudentSource:
         student_E = student_A[reading.explanation.start - 1 : reading.explanation.stop - 1]
         matched = reading.found.matched
         reward, parts = student_reward(solution_S, teacher_E, student_E, matched=matched, terms=self._settings.terms)
-        tokens = [rollout.token_ids[at] for at in reading.teacher_at]
+        tokens = rollout.token_ids[list(reading.teacher_at)].tolist()
         span = reading.found.span
         explanation = span.before + self._bytes.joined(tokens).decode(errors="replace") + span.after
         return StudentRecord(

@@ -89,12 +89,12 @@ def _case(place: int, prompt: str, answer: str, columns: Mapping[str, Any], toke
     ends = frozenset(tokenizer.all_special_ids)
     while len(said) > 1 and {said[-1], said[-2]} <= ends:  # one end is enough
         said.pop()
-    rollout = Rollout(
+    rollout = Rollout.of_turn(
+        asked,
+        said,
+        [0.0] * len(said),
         prompt_id=f"query[{place}]",
         sample=0,
-        token_ids=(*asked, *said),
-        action_mask=(False,) * len(asked) + (True,) * len(said),
-        logprobs=(0.0,) * (len(asked) + len(said)),
         text=answer,
         finish_reason="stop" if said and said[-1] in ends else "length",
         versions=(0, 0),

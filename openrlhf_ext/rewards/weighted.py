@@ -156,7 +156,7 @@ class WeightedReward:
     def _queries(self, groups: Groups) -> list[str]:
         if self._tokenizer is None:
             return [prompt.text + rollout.text for prompt, rollouts in groups for rollout in rollouts]
-        tokens = [list(rollout.token_ids) for _, rollouts in groups for rollout in rollouts]
+        tokens = [rollout.token_ids.tolist() for _, rollouts in groups for rollout in rollouts]
         return self._tokenizer.batch_decode(tokens, skip_special_tokens=False)
 
     def _ask(self, source: RewardSource, batch: RewardBatch, sizes: Sequence[int]) -> list[Answer | ScoreFailure]:
@@ -241,10 +241,10 @@ class WeightedReward:
 
     def _scores(self, answers: Sequence[Answer], terms: Sequence[Scaled], *, normalises: bool) -> list[Score]:
         """Of one group; `terms` are what is weighed of each source."""
-        scores = []
+        scores, names = [], self.names
         for i in range(len(answers[0].rewards)):
             parts = {}
-            for name, answer in zip(self.names, answers, strict=True):
+            for name, answer in zip(names, answers, strict=True):
                 parts[name] = answer.rewards[i]
                 logs = {f"{name}/{log}": values[i] for log, values in answer.logs.items()}
                 parts.update({log: value for log, value in logs.items() if not math.isnan(value)})
@@ -253,7 +253,7 @@ class WeightedReward:
             if normalises:
                 parts[UNNORMALISED] = self._weighed([answer.rewards[i] for answer in answers])
                 mark = parts[UNNORMALISED] if mark is None else mark
-            notes = {name: a.notes[i] for name, a in zip(self.names, answers, strict=True) if a.notes is not None}
+            notes = {name: a.notes[i] for name, a in zip(names, answers, strict=True) if a.notes is not None}
             value = self._weighed([term.rewards[i] for term in terms])
             scores.append(Score(value, parts, mark, notes, self._turns(answers, terms, i)))
         return scores

@@ -32,6 +32,11 @@ class GenerateRequest:
         return derive_seed(self.sampling.seed, self.prompt.id, self.sample)
 
 
+def requests_for(prompts: Sequence[Prompt], sampling: Sampling) -> list[GenerateRequest]:
+    """For every sample of each prompt, those of a prompt in a row."""
+    return [GenerateRequest(prompt, sample, sampling) for prompt in prompts for sample in range(sampling.n)]
+
+
 @dataclass(frozen=True, slots=True)
 class SampledTurn:
     """What the policy said when it was asked once. `stop` is the string that ended it, None for anything else.
@@ -85,3 +90,9 @@ def sampled_turn(output: RequestOutput, version: int) -> SampledTurn:
         version=version,
         cached=output.num_cached_tokens or 0,
     )
+
+
+def tell_progress(done: int, total: int) -> None:
+    """How far an engine is; said in its own process, whose output Ray hands on to the user."""
+    if done < total:
+        print(f"{done} of {total} rollouts", flush=True)

@@ -288,15 +288,12 @@ class VllmEngine:
 
 def _rollout(request: GenerateRequest, answer: _Answer, text: str) -> Rollout:
     sampled: Any = answer.output.outputs[0]
-    prompt, response = request.prompt.token_ids, tuple(sampled.token_ids)
-    logprobs = tuple(sampled.logprobs.logprobs)
-    assert len(logprobs) == len(response), "one log-prob for each sampled token"
-    return Rollout(
+    return Rollout.of_turn(
+        request.prompt.token_ids,
+        sampled.token_ids,
+        sampled.logprobs.logprobs,
         prompt_id=request.prompt.id,
         sample=request.sample,
-        token_ids=prompt + response,
-        action_mask=(False,) * len(prompt) + (True,) * len(response),
-        logprobs=(0.0,) * len(prompt) + logprobs,
         text=text,
         finish_reason=FINISH_REASONS.get(sampled.finish_reason, "abort"),
         versions=answer.versions,

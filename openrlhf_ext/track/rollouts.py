@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from openrlhf_ext.batch.packed import TOKEN_COLUMNS, joined
 from openrlhf_ext.errors import DataError
 from openrlhf_ext.track.files import sync_folder
 from openrlhf_ext.types import (
@@ -84,24 +88,60 @@ def write_rollouts(folder: Path, step: int, recorded: RecordedStep) -> Path:
 
     Raises DataError where a label, a prompt's meta data or what an episode returned is not a JSON value.
     """
-    rows = [
-        _row(step, recorded.epoch, group.prompt, member.rollout, member.score, filtered=filtered)
-        for groups, filtered in ((recorded.groups, False), (recorded.filtered, True))
-        for group in groups
-        for member in group.members
-    ]
-    rows += [
-        _row(step, recorded.epoch, group.prompt, rollout, failure=group.failure)
-        for group in recorded.failed
-        for rollout in group.rollouts
-    ]
+    rows: list[dict[str, Any]] = []
+    rollouts: list[Rollout] = []
+    for groups, filtered in ((recorded.groups, False), (recorded.filtered, True)):
+        for group in groups:
+            said = _prompt_columns(group.prompt) | {"step": step, "epoch": recorded.epoch, "filtered": filtered}
+            rows += [said | _row(group.prompt, member.rollout, member.score) for member in group.members]
+            rollouts += [member.rollout for member in group.members]
+    for failed in recorded.failed:
+        reason = f"{failed.failure.reason}: {failed.failure.detail}"
+        said = _prompt_columns(failed.prompt) | {"step": step, "epoch": recorded.epoch, "filtered": False}
+        rows += [said | _row(failed.prompt, rollout) | {"failure": reason} for rollout in failed.rollouts]
+        rollouts += failed.rollouts
+    table = pa.Table.from_pylist(rows, schema=_SCHEMA)
+    for name in TOKEN_COLUMNS:
+        field = _SCHEMA.field(name)
+        arrays = [getattr(rollout, name) for rollout in rollouts]
+        table = table.set_column(_SCHEMA.get_field_index(name), field, _list_array(arrays, field.type))
     folder.mkdir(parents=True, exist_ok=True)
     path = rollout_path(folder, step)
     partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), partial, compression="zstd")
+    # Ids and log-probs hardly repeat themselves: a dictionary of them costs more than it saves.
+    in_words = [name for name in _SCHEMA.names if name not in TOKEN_COLUMNS]
+    pq.write_table(table, partial, compression="zstd", use_dictionary=in_words)
     partial.replace(path)
     sync_folder(folder)
     return path
+
+
+def _list_array(arrays: Sequence[NDArray[Any]], kind: pa.ListType) -> pa.ListArray:
+    """A row for each array, from their buffers."""
+    offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int64)
+    assert offsets[-1] < 2**31, "a file holds less than 2 ** 31 tokens"
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(joined(arrays), kind.value_type))
+
+
+def _arrays(column: pa.ChunkedArray) -> list[NDArray[Any]]:
+    """The inverse: views of one array."""
+    rows = column.combine_chunks()
+    offsets = rows.offsets.to_numpy()
+    flat = rows.values.to_numpy(zero_copy_only=False)
+    return [flat[start:stop] for start, stop in pairwise(offsets)]
+
+
+class RolloutFiles:
+    """A `trainers.rl.Recorder`: the rollouts of every step in a file of this folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def write(self, step: int, recorded: RecordedStep) -> None:
+        write_rollouts(self._folder, step, recorded)
+
+    def settle(self) -> None:
+        """What was written is there."""
 
 
 def read_rollouts(path: Path) -> list[RolloutGroup]:
@@ -126,7 +166,9 @@ def read_step(path: Path, prompts: Mapping[str, Prompt] | None = None) -> Record
     if missing:
         raise DataError(f"{path} has no column {', '.join(missing)}; give a rollout file that a run wrote.")
     by_prompt: dict[str, list[dict[str, Any]]] = {}
-    for row in table.to_pylist():
+    arrays = zip(*(_arrays(table[name]) for name in TOKEN_COLUMNS), strict=True)
+    for row, held in zip(table.drop_columns(list(TOKEN_COLUMNS)).to_pylist(), arrays, strict=True):
+        row |= zip(TOKEN_COLUMNS, held, strict=True)
         by_prompt.setdefault(row["prompt_id"], []).append(row)
     groups: list[RolloutGroup] = []
     failed: list[FailedGroup] = []
@@ -143,37 +185,27 @@ def read_step(path: Path, prompts: Mapping[str, Prompt] | None = None) -> Record
     return RecordedStep(epoch, tuple(groups), tuple(failed), tuple(filtered))
 
 
-def _row(
-    step: int,
-    epoch: int,
-    prompt: Prompt,
-    rollout: Rollout,
-    score: Score | None = None,
-    *,
-    failure: ScoreFailure | None = None,
-    filtered: bool = False,
-) -> dict[str, Any]:
-    begins = rollout.token_ids[: len(prompt.token_ids)] == prompt.token_ids
+def _prompt_columns(prompt: Prompt) -> dict[str, Any]:
     return {
-        "step": step,
-        "epoch": epoch,
         "prompt_id": prompt.id,
-        "sample": rollout.sample,
-        "role": rollout.role,
         "source": prompt.source,
         "prompt": prompt.text,
-        "response": rollout.text,
         "label": _json(prompt.label, prompt.id, "label"),
         "meta": _json(dict(prompt.meta), prompt.id, "meta"),
+    }
+
+
+def _row(prompt: Prompt, rollout: Rollout, score: Score | None = None) -> dict[str, Any]:
+    """What is the rollout's own, its arrays aside."""
+    begins = rollout.token_ids[: len(prompt.token_ids)].tolist() == list(prompt.token_ids)
+    return {
+        "sample": rollout.sample,
+        "role": rollout.role,
+        "response": rollout.text,
         "prompt_tokens": len(prompt.token_ids) if begins else 0,
         "prompt_ids": None if begins else prompt.token_ids,
-        "token_ids": rollout.token_ids,
-        "action_mask": rollout.action_mask,
-        "logprobs": rollout.logprobs,
         **_score_columns(score),
         **_outcome_columns(rollout),
-        "failure": None if failure is None else f"{failure.reason}: {failure.detail}",
-        "filtered": filtered,
         "finish_reason": rollout.finish_reason,
         "version_min": rollout.versions[0],
         "version_max": rollout.versions[1],
@@ -228,7 +260,7 @@ def _json(value: Any, prompt_id: str, what: str) -> str:
 def _prompt(row: Mapping[str, Any]) -> Prompt:
     return Prompt(
         id=row["prompt_id"],
-        token_ids=tuple(row["prompt_ids"] or row["token_ids"][: row["prompt_tokens"]]),
+        token_ids=tuple(row["prompt_ids"] or row["token_ids"][: row["prompt_tokens"]].tolist()),
         text=row["prompt"],
         label=json.loads(row["label"]),
         source=row["source"],
@@ -240,9 +272,9 @@ def _rollout(row: Mapping[str, Any]) -> Rollout:
     return Rollout(
         prompt_id=row["prompt_id"],
         sample=row["sample"],
-        token_ids=tuple(row["token_ids"]),
-        action_mask=tuple(row["action_mask"]),
-        logprobs=tuple(row["logprobs"]),
+        token_ids=row["token_ids"],
+        action_mask=row["action_mask"],
+        logprobs=row["logprobs"],
         text=row["response"],
         finish_reason=row["finish_reason"],
         versions=(row["version_min"], row["version_max"]),

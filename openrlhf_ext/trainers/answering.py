@@ -35,14 +35,14 @@ class TrainedGenerator:
         return [rollouts[start : start + sampling.n] for start in range(0, len(rollouts), sampling.n)]
 
     def _rollout(self, prompt: Prompt, sample: int, answer: Sequence[int], sampling: Sampling) -> Rollout:
-        before = len(prompt.token_ids)
-        full = len(answer) == min(sampling.max_new_tokens, (sampling.max_total_tokens or 2**31) - before)
-        return Rollout(
+        room = (sampling.max_total_tokens or 2**31) - len(prompt.token_ids)
+        full = len(answer) == min(sampling.max_new_tokens, room)
+        return Rollout.of_turn(
+            prompt.token_ids,
+            answer,
+            [math.nan] * len(answer),
             prompt_id=prompt.id,
             sample=sample,
-            token_ids=(*prompt.token_ids, *answer),
-            action_mask=(False,) * before + (True,) * len(answer),
-            logprobs=(0.0,) * before + (math.nan,) * len(answer),
             text=self._decode(answer),
             finish_reason="length" if full and answer[-1] != self._end else "stop",
             versions=(self.version, self.version),

@@ -74,7 +74,7 @@ def estimate(groups: Sequence[RolloutGroup], batch: TokenBatch, signals: Signals
 def penalised_scores(groups: Sequence[RolloutGroup], settings: RLSettings) -> Tensor:
     """(B,) the rewards, less what the answers' lengths cost."""
     members = [member for group in groups for member in group.members]
-    scores_B = torch.tensor([member.score.value for member in members])
+    scores_B = torch.tensor([member.score.value for member in members], dtype=torch.float32)
     if settings.length_penalties is None:
         return scores_B
     lengths_B = torch.tensor([member.rollout.response_length for member in members])

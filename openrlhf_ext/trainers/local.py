@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from openrlhf_ext.batch.partition import SplitSettings
-from openrlhf_ext.batch.split import inference_split, scatter_rows, scatter_whole_rows
+from openrlhf_ext.batch.split import inference_split, joined_rows, scatter_rows, scatter_whole_rows
 from openrlhf_ext.batch.types import MicroBatch, OptimizerStep, TokenBatch
 from openrlhf_ext.ports import Objective, TrainEngine
 from openrlhf_ext.track.checkpoints import CheckpointContent
@@ -71,10 +70,11 @@ class LocalRole:
     def _answers(
         self, batch: TokenBatch, temperature: float = 1.0, adapters: bool = True
     ) -> tuple[list[MicroBatch], list[Tensor]]:
-        by_rank = inference_split(batch, self._split)
+        shares = inference_split(batch, self._split)
+        own = shares[self._engine.rank]
         with self._phase("evaluate"):
-            own = [self._engine.forward(micro, temperature, adapters=adapters) for micro in by_rank[self._engine.rank]]
-            return list(chain.from_iterable(by_rank)), list(chain.from_iterable(self.together(own)))
+            outputs = [self._engine.forward(micro, temperature, adapters=adapters) for micro in own.micro_batches]
+            return [each.block for each in shares], self.together(joined_rows(own, outputs))
 
     def generate(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling, *, end: int, rows: int

@@ -10,6 +10,7 @@ from statistics import pstdev
 from torch import Tensor
 
 from openrlhf_ext.batch.types import Experience, Signals
+from openrlhf_ext.ops.advantage import on_actions
 from openrlhf_ext.trainers.experience import penalised_scores, reward_kl
 from openrlhf_ext.trainers.rollouts import StepRollouts
 from openrlhf_ext.trainers.settings import RLSettings
@@ -110,8 +111,8 @@ def experience_report(
 ) -> dict[str, Metric]:
     """What is learned from: penalised rewards, advantages, returns, and the KL that the reward was charged for."""
     action_BA, columns = experience.batch.action_BA, experience.columns
-    tokens = float(action_BA.sum())
-    advantage_N = columns["advantages"][action_BA].double()
+    tokens = float(action_BA.count_nonzero())
+    advantage_N = on_actions(columns["advantages"], action_BA).double()
     report = {
         "advantage": Metric(float(advantage_N.sum()), tokens),
         "advantage/std": Metric(float(advantage_N.std(correction=0)) * tokens if tokens else 0.0, tokens),
@@ -139,8 +140,8 @@ def critic_report(report: Report) -> dict[str, Metric]:
 
 
 def token_mean(values_BA: Tensor, action_BA: Tensor) -> Metric:
-    """The mean over actions, weighted by their number."""
-    return Metric(float(values_BA.masked_fill(~action_BA, 0.0).sum()), float(action_BA.sum()))
+    """The mean over actions, weighted by their number; the values are 0 elsewhere."""
+    return Metric(float(values_BA.sum()), float(action_BA.count_nonzero()))
 
 
 def under(role: str, report: Report) -> dict[str, Metric]:

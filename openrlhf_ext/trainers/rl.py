@@ -12,8 +12,8 @@ from typing import Any
 from openrlhf_ext.batch.pad import token_batch
 from openrlhf_ext.data.source import PromptSource
 from openrlhf_ext.errors import DataError
+from openrlhf_ext.ports import Recorder
 from openrlhf_ext.track.checkpoints import Checkpoint
-from openrlhf_ext.track.rollouts import write_rollouts
 from openrlhf_ext.trainers.experience import Updates, estimate, infer, split
 from openrlhf_ext.trainers.journal import Journal
 from openrlhf_ext.trainers.reports import critic_report, experience_report, rollout_report, under
@@ -31,7 +31,7 @@ def train_rl(
     roles: RLRoles,
     journal: Journal,
     *,
-    rollout_folder: Path | None = None,
+    recorder: Recorder | None = None,
     resume: Checkpoint | None = None,
 ) -> int:
     """Train until the prompts are used up or the journal says stop; returns the last step. A step is a rollout step.
@@ -48,8 +48,8 @@ def train_rl(
         journal.begin(step, resume.state if resume else None)
         while not journal.stopped and (sampled := source.next(step + 1)) is not None:
             step, updates = step + 1, Updates()
-            if rollout_folder is not None:
-                write_rollouts(rollout_folder, step, sampled.recorded)
+            if recorder is not None:
+                recorder.write(step, sampled.recorded)
             reports: list[Report] = [rollout_report(sampled, version)]
             if sampled.groups:
                 batch = token_batch(sampled.rollouts, settings.pad_id)
@@ -79,11 +79,18 @@ def train_rl(
                 report,
                 last=sampled.last,
                 tokens=sampled.tokens_by_phase,
-                settle=source.settle,
+                settle=partial(settle, source, recorder),
                 write=partial(save, source, roles, step),
                 state=partial(position, source, version, settings),
             )
     return step
+
+
+def settle(source: RolloutSource, recorder: Recorder | None) -> None:
+    """Nothing is being drawn, and what was drawn is on disk."""
+    source.settle()
+    if recorder is not None:
+        recorder.settle()
 
 
 def update(updates: Updates, settings: RLSettings, roles: RLRoles) -> Report:

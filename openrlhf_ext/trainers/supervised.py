@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 from openrlhf_ext.batch.partition import SplitSettings
-from openrlhf_ext.batch.split import all_micro_batches, optimizer_step
+from openrlhf_ext.batch.split import optimizer_step
 from openrlhf_ext.batch.types import Experience, OptimizerStep, TokenBatch
 from openrlhf_ext.errors import DataError
 from openrlhf_ext.ports import LogprobRole, Objective, TrainRole
@@ -81,7 +81,7 @@ def train_supervised(
         if step == first and total - step > 1:
             journal.note(_forecast(time.perf_counter() - start, total - step))
         step += 1
-        tokens = float(sum(int(micro.lengths_B.sum()) for micro in all_micro_batches(update) if micro.rows))
+        tokens = float(sum(int(shard.share.block.lengths_B.sum()) for shard in update if shard.share.block.rows))
         figures = {
             "train/epoch": Metric(step / order.steps_per_epoch, reduction="last"),
             "train/examples": Metric(len(rows), reduction="sum"),

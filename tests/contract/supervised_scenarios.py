@@ -103,7 +103,8 @@ def epoch(path: Path, device: Device, task: str, split: SplitSettings, spec: Eng
 
 def logprobs(engine: Any, batch: TokenBatch, split: SplitSettings) -> Tensor:
     """Of a whole batch, by every rank: what a sharded model is asked, it is asked by all."""
-    (micros,) = inference_split(batch, replace(split, ranks=1, unit=1))
+    (asked,) = inference_split(batch, replace(split, ranks=1, unit=1))
+    micros = asked.micro_batches
     return scatter_rows(micros, [engine.forward(micro) for micro in micros], *batch.action_BA.shape)
 
 

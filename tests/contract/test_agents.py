@@ -60,21 +60,26 @@ def check_tokens(served: Served, rollouts: list[Rollout], answers: list) -> None
         after.setdefault(before, []).append(answer)
     turns = 0
     for rollout in rollouts:
-        expected, position = [False] * len(rollout.token_ids), 0
-        while True in rollout.action_mask[position:]:
-            start = rollout.action_mask.index(True, position)
-            rest = rollout.token_ids[start:]
-            answer = next(one for one in after[rollout.token_ids[:start]] if rest[: len(one.tokens)] == one.tokens)
+        tokens, action_mask = tuple(rollout.token_ids.tolist()), rollout.action_mask.tolist()
+        expected, position = [False] * len(tokens), 0
+        while True in action_mask[position:]:
+            start = action_mask.index(True, position)
+            rest = tokens[start:]
+            answer = next(one for one in after[tokens[:start]] if rest[: len(one.tokens)] == one.tokens)
             position = start + len(answer.tokens)
-            assert rollout.logprobs[start:position] == answer.logprobs
+            assert rollout.logprobs[start:position].tolist() == list(answer.logprobs)
             expected[start:position] = [True] * len(answer.tokens)
             turns += 1
-        assert list(rollout.action_mask) == expected and expected[-1]
+        assert action_mask == expected and expected[-1]
         assert {value for value, action in zip(rollout.logprobs, expected) if not action} == {0.0}
         reference = reference_logprobs(served.model, rollout.token_ids)
         action = torch.tensor(rollout.action_mask[1:])
         assert (torch.tensor(rollout.logprobs[1:]) - reference)[action].abs().max() < TOLERANCE
     assert turns == len(answers), "every turn of the policy is in a rollout"
+
+
+def tokens_of(rollouts: list[Rollout]) -> list[list[int]]:
+    return [rollout.token_ids.tolist() for rollout in rollouts]
 
 
 def outcome(rollout: Rollout) -> Outcome:
@@ -90,8 +95,8 @@ def test_two_turns_token_by_token(served: Served, files: Path):
     told = tuple(served.tokenizer(" Check it: ", add_special_tokens=False).input_ids)
     for request, rollout in zip(requests, rollouts, strict=True):
         (first, reward), (last, length) = outcome(rollout).turns
-        assert rollout.token_ids[: len(request.prompt.token_ids)] == request.prompt.token_ids
-        assert rollout.token_ids[first + 1 : first + 1 + len(told)] == told
+        assert tuple(rollout.token_ids[: len(request.prompt.token_ids)].tolist()) == request.prompt.token_ids
+        assert tuple(rollout.token_ids[first + 1 : first + 1 + len(told)].tolist()) == told
         assert last == len(rollout.token_ids) - 1
         info = outcome(rollout).info
         assert (reward, length) == (0.5, float(len(info["second"])))
@@ -114,14 +119,14 @@ def test_tokens_do_not_depend_on_concurrency(served: Served, files: Path):
     together, answers = served.engine.call("play_file", path, requests, {})
     check_tokens(served, together, answers)
     assert {len(outcome(rollout).info["said"]) for rollout in together} == {1, 2, 3, 4}
-    tokens = [rollout.token_ids for rollout in together]
+    tokens = tokens_of(together)
     for concurrent in (1, 3):
         again, _ = served.engine.call("play_file", path, requests, {"concurrent": concurrent})
-        assert [rollout.token_ids for rollout in again] == tokens
+        assert tokens_of(again) == tokens
     backwards, _ = served.engine.call("play_file", path, requests[::-1], {"concurrent": 5})
-    assert [rollout.token_ids for rollout in backwards] == tokens[::-1]
+    assert tokens_of(backwards) == tokens[::-1]
     other, _ = served.engine.call("play_file", path, asked(served, 4, 2, max_new_tokens=12, seed=6), {})
-    assert [rollout.token_ids for rollout in other] != tokens
+    assert tokens_of(other) != tokens
 
 
 def test_stop_strings_end_a_turn_and_stay_in_it(served: Served, files: Path):
@@ -150,7 +155,7 @@ def test_episodes_that_fail_are_typed_and_the_others_are_whole(served: Served, f
     )
     assert time.monotonic() - start < 60
     whole, _ = served.engine.call("play_file", str(files / "trouble.py"), asked(served, 1, 2), {})
-    assert [rollout.token_ids for rollout in whole] == [rollout.token_ids for rollout in rollouts[:2]]
+    assert tokens_of(whole) == tokens_of(rollouts[:2])
     failed = {
         (rollout.prompt_id, rollout.sample): rollout.outcome
         for rollout in rollouts
@@ -162,4 +167,4 @@ def test_episodes_that_fail_are_typed_and_the_others_are_whole(served: Served, f
     assert len(failed) <= 4 + 2 * 3, "those under way beside a process that was lost"
     assert "the tool broke" in failed["p2", 0].detail
     for request, rollout in zip(requests, rollouts, strict=True):
-        assert rollout.token_ids[: len(request.prompt.token_ids)] == request.prompt.token_ids
+        assert tuple(rollout.token_ids[: len(request.prompt.token_ids)].tolist()) == request.prompt.token_ids

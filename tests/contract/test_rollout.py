@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 import torch
@@ -62,8 +62,8 @@ def requests(served: Served, prompts: int = 8, samples: int = 4, **sampling: obj
     ]
 
 
-def tokens_of(rollouts: list[Rollout]) -> list[tuple[int, ...]]:
-    return [rollout.token_ids for rollout in rollouts]
+def tokens_of(rollouts: Iterable[Rollout]) -> list[tuple[int, ...]]:
+    return [tuple(rollout.token_ids.tolist()) for rollout in rollouts]
 
 
 def sampler_error(served: Served, rollouts: list[Rollout], temperature: float = 1.0, top_k: int = 0) -> float:
@@ -104,12 +104,12 @@ def test_the_samplers_logprobs_are_those_of_what_was_sampled_from(served: Served
     for rollout, asked in zip(rollouts, requests(served), strict=True):
         length = len(asked.prompt.token_ids)
         assert rollout.key == asked.key
-        assert rollout.token_ids[:length] == asked.prompt.token_ids
-        assert rollout.action_mask == (False,) * length + (True,) * rollout.response_length
+        assert tuple(rollout.token_ids[:length].tolist()) == asked.prompt.token_ids
+        assert rollout.action_mask.tolist() == [False] * length + [True] * rollout.response_length
 
 
 def test_logprobs_of_given_tokens(served: Served):
-    given = [rollout.token_ids for rollout in served.engine.call("generate", requests(served, prompts=4))]
+    given = tokens_of(served.engine.call("generate", requests(served, prompts=4)))
     for tokens, found in zip(given, served.engine.call("logprobs", given), strict=True):
         torch.testing.assert_close(
             torch.tensor(found), reference_logprobs(served.model, tokens), atol=TOLERANCE, rtol=0
@@ -117,7 +117,7 @@ def test_logprobs_of_given_tokens(served: Served):
 
 
 def test_after_a_publish_the_engine_has_the_trainers_weights(served: Served):
-    given = [rollout.token_ids for rollout in served.engine.call("generate", requests(served, prompts=4))]
+    given = tokens_of(served.engine.call("generate", requests(served, prompts=4)))
     first = served.engine.call("version")
     for repeat in range(1, 6):
         before = torch.cat([reference_logprobs(served.model, tokens) for tokens in given])
@@ -149,7 +149,7 @@ def test_how_a_response_ends(tied: Served):
     rollouts = tied.engine.call("generate", requests(tied, samples=16, temperature=2.0, max_new_tokens=60))
     assert {rollout.finish_reason for rollout in rollouts} == {"stop", "length"}
     for rollout in rollouts:
-        response = rollout.token_ids[-rollout.response_length :]
+        response = rollout.token_ids[-rollout.response_length :].tolist()
         assert rollout.text == tied.tokenizer.decode(response, skip_special_tokens=True)
         assert tied.tokenizer.eos_token not in rollout.text
         if rollout.finish_reason == "stop":
@@ -166,7 +166,7 @@ def test_a_stop_string_ends_a_response_and_stays_in_it(tied: Served):
     stopped = tied.engine.call("generate", requests(tied, samples=1, stop=(stop,)))
     assert any(rollout.finish_reason == "stop" for rollout in stopped)
     for before, after in zip(free, stopped, strict=True):
-        assert before.token_ids[: len(after.token_ids)] == after.token_ids
+        assert before.token_ids[: len(after.token_ids)].tolist() == after.token_ids.tolist()
         assert (stop in after.text) == (stop in before.text)
         assert stop not in after.text[:-1]
 
@@ -206,7 +206,7 @@ def test_putting_requests_off_changes_no_token_and_a_missing_weight_is_noticed(c
     asked = requests(cramped, max_new_tokens=200)
     together = tokens_of(cramped.engine.call("generate", asked))
     assert max(map(len, together)) > 128, "long enough to need more of the cache while under way"
-    alone = [cramped.engine.call("generate", [request])[0].token_ids for request in asked]
+    alone = tokens_of(cramped.engine.call("generate", [request])[0] for request in asked)
     assert together == alone
 
     cramped.engine.call("begin_update")

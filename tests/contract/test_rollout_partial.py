@@ -21,19 +21,19 @@ from served_model import SHAPE, buckets_of, build_model, perturb, reference_logp
 from test_rollout import CPU, TOLERANCE, settings, tokens_of
 from transformers import PreTrainedModel
 
-from openrlhf_ext.cluster.generator import SAMPLING, RemoteGenerator
+from openrlhf_ext.cluster.generator import SAMPLING, RemoteGenerator, VllmEngineActor
 from openrlhf_ext.cluster.phases import Phases
 from openrlhf_ext.cluster.train_worker import EngineLinks
 from openrlhf_ext.cluster.worker_group import worker_environment
 from openrlhf_ext.models.tiny import build_tokenizer
 from openrlhf_ext.rollout.transfer import make_sender
-from openrlhf_ext.rollout.vllm_engine import GenerateRequest, VllmEngine, engine_environment
+from openrlhf_ext.rollout.vllm_engine import GenerateRequest, engine_environment
 from openrlhf_ext.types import Prompt, Rollout, Sampling
 
 SHORT, LONG = Sampling(n=1, max_new_tokens=10, seed=5), Sampling(n=2, max_new_tokens=120, seed=5)
 
 
-class StoppableEngine(VllmEngine):
+class StoppableEngine(VllmEngineActor):
     """The engine, whose step loop waits for an update after a given number of steps."""
 
     def stop_after(self, steps: int) -> None:
@@ -120,11 +120,11 @@ def requests() -> list[GenerateRequest]:
 
 
 def response(rollout: Rollout) -> tuple[int, ...]:
-    return rollout.token_ids[-rollout.response_length :]
+    return tuple(rollout.token_ids[-rollout.response_length :].tolist())
 
 
 def logprobs(rollout: Rollout) -> tuple[float, ...]:
-    return rollout.logprobs[-rollout.response_length :]
+    return tuple(rollout.logprobs[-rollout.response_length :].tolist())
 
 
 def error(model: PreTrainedModel, rollout: Rollout, start: int, stop: int) -> float:

@@ -62,7 +62,7 @@ def test_logprobs_are_of_the_distribution_that_was_sampled_from(served: Served, 
 def test_greedy_answers_are_the_likeliest_tokens(served: Served):
     for rollout in served.engine.call("generate", requests(served, samples=1, temperature=0.0)):
         likeliest = sampled_from(served, rollout, 1.0).argmax(-1)
-        assert tuple(likeliest.tolist()) == rollout.token_ids[-rollout.response_length :]
+        assert likeliest.tolist() == rollout.token_ids[-rollout.response_length :].tolist()
 
 
 def test_a_stop_string_of_several_tokens(served: Served):
@@ -73,8 +73,8 @@ def test_a_stop_string_of_several_tokens(served: Served):
     stopped = served.engine.call("generate", requests(served, samples=2, stop=stops))
     cut = 0
     for before, after in zip(free, stopped, strict=True):
-        assert before.token_ids[: len(after.token_ids)] == after.token_ids
-        assert before.logprobs[: len(after.token_ids)] == after.logprobs
+        assert before.token_ids[: len(after.token_ids)].tolist() == after.token_ids.tolist()
+        assert before.logprobs[: len(after.token_ids)].tolist() == after.logprobs.tolist()
         places = [before.text.find(stop) + len(stop) for stop in stops if stop in before.text]
         assert after.text == before.text[: min(places, default=len(before.text))]
         cut += bool(places)

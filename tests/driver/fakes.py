@@ -308,8 +308,8 @@ class CountingReward:
         return {}
 
     def _one(self, prompt: Prompt, rollout: Rollout) -> Score:
-        actions = [token for token, action in zip(rollout.token_ids, rollout.action_mask, strict=True) if action]
-        share = sum(token == GOOD for token in actions) / len(actions)
+        actions = rollout.token_ids[rollout.action_mask].tolist()
+        share = actions.count(GOOD) / len(actions)
         mark = None if self.marks is None else self.marks(prompt)
         return Score(share, {"share": share, "length": float(len(actions))}, mark)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
 from fakes import GOOD, BigramGenerator, CountingReward
 
 from openrlhf_ext.types import Outcome, Prompt, Rollout, Sampling, Score
@@ -31,11 +32,11 @@ class GameGenerator(BigramGenerator):
 
     def _play(self, prompt: Prompt, episode: int, sampling: Sampling) -> Iterator[Rollout]:
         first = self._sample(prompt, 2 * episode, sampling)
-        opening = replace(prompt, id=f"{prompt.id}/2", token_ids=(*first.token_ids, ENVIRONMENT))
+        opening = replace(prompt, id=f"{prompt.id}/2", token_ids=(*first.token_ids.tolist(), ENVIRONMENT))
         second = self._sample(opening, 2 * episode, sampling)
         before = len(first.token_ids)
         rewards = tuple(
-            (end - 1, float(rollout.token_ids[start:end].count(GOOD)))
+            (end - 1, float((rollout.token_ids[start:end] == GOOD).sum()))
             for rollout, start, end in (
                 (first, len(prompt.token_ids), before),
                 (second, before + 1, len(second.token_ids)),
@@ -44,8 +45,8 @@ class GameGenerator(BigramGenerator):
         yield replace(
             second,
             prompt_id=prompt.id,
-            action_mask=first.action_mask + second.action_mask[before:],
-            logprobs=first.logprobs + second.logprobs[before:],
+            action_mask=np.concatenate([first.action_mask, second.action_mask[before:]]),
+            logprobs=np.concatenate([first.logprobs, second.logprobs[before:]]),
             versions=(min(first.versions[0], second.versions[0]), max(first.versions[1], second.versions[1])),
             outcome=Outcome(Score(sum(reward for _, reward in rewards)), rewards, {"episode": episode}),
             role=ROLES[0],

@@ -25,7 +25,7 @@ from openrlhf_ext.data.source import PromptSource
 from openrlhf_ext.evaluation.generation import evaluate_generation
 from openrlhf_ext.ops.advantage import AdvantageSettings
 from openrlhf_ext.track.checkpoints import CheckpointStore
-from openrlhf_ext.track.rollouts import RecordedStep, read_step, rollout_path
+from openrlhf_ext.track.rollouts import RecordedStep, RolloutFiles, read_step, rollout_path
 from openrlhf_ext.trainers.journal import Cadence, Journal
 from openrlhf_ext.trainers.rl import train_rl
 from openrlhf_ext.trainers.settings import RLRoles, RLSettings
@@ -102,7 +102,7 @@ class Job:
             source,
             RLRoles(generator, reward, self.policy, reference, self.critic, mixed),
             journal,
-            rollout_folder=self.folder / "rollouts",
+            recorder=RolloutFiles(self.folder / "rollouts"),
             resume=self.store.latest() if resume else None,
         )
 

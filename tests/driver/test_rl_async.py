@@ -56,7 +56,7 @@ def test_lag_changes_the_weights_that_sample_and_nothing_else(tmp_path: Path, la
     now.run()
     later.run()
     tokens = [
-        [[m.rollout.token_ids for g in step.groups for m in g.members] for step in job.recorded()]
+        [[m.rollout.token_ids.tolist() for g in step.groups for m in g.members] for step in job.recorded()]
         for job in (now, later)
     ]
     assert tokens[0] == tokens[1]

@@ -71,7 +71,7 @@ def test_a_turns_reward_falls_on_its_last_token_and_the_rest_on_the_last_action(
     groups, experience = played(tmp_path, REINFORCE)
     several = 0
     for row, member in enumerate(members_of(groups)):
-        actions = [t for t, action in enumerate(member.rollout.action_mask) if action]
+        actions = member.rollout.action_mask.nonzero()[0].tolist()
         fell = dict(member.score.turns)
         assert set(fell) <= set(actions)
         rewards = [fell.get(t, 0.0) for t in actions]
@@ -89,7 +89,7 @@ def test_with_a_critic_too(tmp_path: Path) -> None:
     advantage = AdvantageSettings("gae", lambd=0.0, norm="none")
     groups, experience = played(tmp_path, replace(SETTINGS, advantage=advantage, value_objective=ValueObjective()))
     for row, member in enumerate(members_of(groups)):
-        actions = [t for t, action in enumerate(member.rollout.action_mask) if action]
+        actions = member.rollout.action_mask.nonzero()[0].tolist()
         fell = dict(member.score.turns)
         values = on_actions(experience, "values", row)
         rest = member.score.value - sum(fell.values())

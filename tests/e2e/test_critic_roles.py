@@ -105,7 +105,7 @@ def test_its_export_is_the_critic_again(folder, answer):
 def test_transformers_reads_its_export(folder, answer):
     model = AutoModelForSequenceClassification.from_pretrained(folder / "critic_model")
     for row, rollout in enumerate(rollouts()):
-        before_last = rollout.token_ids[:-1]
+        before_last = rollout.token_ids[:-1].tolist()
         with torch.no_grad():
             value = model(torch.tensor([before_last])).logits[0, 0]
         assert float(value) == pytest.approx(float(answer["saved"][row, len(before_last) - 1]), abs=1e-5)
@@ -114,7 +114,7 @@ def test_transformers_reads_its_export(folder, answer):
 def test_scores_are_those_of_transformers(folder, answer):
     model = AutoModelForSequenceClassification.from_pretrained(folder / "scorer")
     with torch.no_grad():
-        expected = [float(model(torch.tensor([rollout.token_ids])).logits) for rollout in rollouts()]
+        expected = [float(model(torch.tensor([rollout.token_ids.tolist()])).logits) for rollout in rollouts()]
     assert answer["scores"].tolist() == pytest.approx(expected, abs=1e-5)
     assert len(set(expected)) == len(ROWS)
 

@@ -119,7 +119,7 @@ def _tensor(values: list[float]):
 def test_one_yaml_gives_the_same_first_rewards_however_it_is_spread(mono: Record, spread: Record):
     for ours, theirs in zip(mono.rollouts(1), spread.rollouts(1), strict=True):
         for one, other in zip(ours.members, theirs.members, strict=True):
-            assert one.rollout.token_ids == other.rollout.token_ids
+            assert one.rollout.token_ids.tolist() == other.rollout.token_ids.tolist()
             assert one.score.value == pytest.approx(other.score.value, abs=1e-4)
 
 

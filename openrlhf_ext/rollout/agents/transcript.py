@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from openrlhf_ext.rollout.requests import GenerateRequest, SampledTurn
 from openrlhf_ext.types import FinishReason, Outcome, Rollout, ScoreFailure
 
@@ -64,9 +66,9 @@ class Transcript:
         return Rollout(
             prompt_id=request.prompt.id,
             sample=sample,
-            token_ids=tuple(self.tokens[:stop]),
-            action_mask=tuple(self.actions[:stop]),
-            logprobs=tuple(self.logprobs[:stop]),
+            token_ids=np.array(self.tokens[:stop], np.int32),
+            action_mask=np.array(self.actions[:stop], np.bool_),
+            logprobs=np.array(self.logprobs[:stop], np.float32),
             text=str(tokenizer.decode(self.tokens[first:stop], skip_special_tokens=True)),
             finish_reason="length" if cut else self.finish,
             versions=(min(versions), max(versions)),

@@ -16,8 +16,10 @@ from openrlhf_ext.batch.split import (
     all_micro_batches,
     denominators,
     inference_split,
+    joined_rows,
     optimizer_step,
     scatter_rows,
+    scatter_whole_rows,
     train_steps,
 )
 from openrlhf_ext.batch.types import Experience
@@ -92,7 +94,7 @@ def test_a_log_probability_that_is_not_finite_is_ours_to_mend():
 def test_scatter_is_the_inverse_of_the_inference_split(n, seed, settings):
     batch = token_batch(make_rollouts(n, seed), PAD)
     value_BA = torch.arange(batch.action_BA.numel(), dtype=torch.float32).reshape(batch.action_BA.shape) + 1
-    micros = [micro for rank in inference_split(batch, settings) for micro in rank]
+    micros = [micro for asked in inference_split(batch, settings) for micro in asked.micro_batches]
     random.Random(seed).shuffle(micros)
     outputs = []
     for micro in micros:
@@ -105,9 +107,33 @@ def test_scatter_is_the_inverse_of_the_inference_split(n, seed, settings):
     assert torch.equal(scatter_rows(micros, outputs, batch.rows, value_BA.shape[1]), value_BA * real_BA)
 
 
+@given(st.integers(1, 12), st.integers(0, 10**6), SETTINGS)
+def test_a_rank_answers_for_all_its_rows_at_once(n, seed, settings):
+    batch = token_batch(make_rollouts(n, seed), PAD)
+    shares = inference_split(batch, settings)
+    apart = [micro for asked in shares for micro in asked.micro_batches]
+    of_micro = [torch.randn(micro.action_BA.shape) for micro in apart]
+    outputs = iter(of_micro)
+    joined = [joined_rows(asked, [next(outputs) for _ in asked.sizes]) for asked in shares]
+    blocks = [asked.block for asked in shares]
+    shape_BA = batch.action_BA.shape
+    assert torch.equal(scatter_rows(blocks, joined, *shape_BA), scatter_rows(apart, of_micro, *shape_BA))
+
+
+@given(st.integers(1, 12), st.integers(0, 10**6), SETTINGS)
+def test_scores_of_rows_are_joined_too(n, seed, settings):
+    batch = token_batch(make_rollouts(n, seed), PAD)
+    shares = inference_split(batch, settings)
+    scores = [[micro.lengths_B[:, None].float() for micro in asked.micro_batches] for asked in shares]
+    joined = [joined_rows(asked, each) for asked, each in zip(shares, scores)]
+    whole_B1 = scatter_whole_rows([asked.block for asked in shares], joined, n)
+    assert torch.equal(whole_B1[:, 0], batch.lengths_B.float())
+
+
 def test_scatter_refuses_a_missing_row():
     batch = token_batch(make_rollouts(4, 0), PAD)
-    (micros,) = inference_split(batch, SplitSettings(rows=2))
+    (asked,) = inference_split(batch, SplitSettings(rows=2))
+    micros = asked.micro_batches
     with pytest.raises(AssertionError, match="every row exactly once"):
         scatter_rows(micros[:1], [m.action_BA.float() for m in micros[:1]], 4, batch.action_BA.shape[1])
 

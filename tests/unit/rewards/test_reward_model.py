@@ -122,7 +122,7 @@ def test_the_policys_own_tokens_are_read_as_they_were_sampled(tmp_path, policy, 
     source, scorer = source_of(same, policy, templated=True)
     rollouts = [rollout(policy, prompt, "an answer"), rollout(policy, prompt, "half an ans", "length", 1)]
     [scores] = score(source, [(prompt, rollouts)])
-    assert scorer.rows == [r.token_ids for r in rollouts]
+    assert [list(row) for row in scorer.rows] == [r.token_ids.tolist() for r in rollouts]
     texts = [prompt.text + "an answer", prompt.text + "half an ans"]
     expected = [judged(same, text, end) for text, end in zip(texts, (True, False))]
     assert [s.value for s in scores] == pytest.approx(expected, abs=1e-5)

@@ -74,7 +74,7 @@ class Played:
 
     @property
     def tokens(self) -> list[tuple[int, ...]]:
-        return [rollout.token_ids for rollout in self.rollouts]
+        return [tuple(rollout.token_ids.tolist()) for rollout in self.rollouts]
 
 
 def asked(prompts: int = 3, samples: int = 2, **sampling: Any) -> list[GenerateRequest]:

@@ -66,15 +66,16 @@ def test_a_transcript_is_what_the_policy_saw_token_by_token(two: Played):
         ends = [position for position, _ in outcome(rollout).turns]
         start = len(request.prompt.token_ids)
         middle = ends[0] + 1 + len(between)
-        assert rollout.token_ids[:start] == request.prompt.token_ids
-        assert rollout.token_ids[ends[0] + 1 : middle] == tuple(between)
+        tokens = tuple(rollout.token_ids.tolist())
+        assert tokens[:start] == request.prompt.token_ids
+        assert tokens[ends[0] + 1 : middle] == tuple(between)
         actions = {*range(start, ends[0] + 1), *range(middle, ends[1] + 1)}
         assert {t for t, action in enumerate(rollout.action_mask) if action} == actions
-        assert len(rollout.token_ids) == ends[1] + 1, "what is told after the last turn is not there"
-        assert rollout.logprobs == tuple(
-            -float(token) if action else 0.0 for token, action in zip(rollout.token_ids, rollout.action_mask)
-        )
-        assert {rollout.token_ids[:start], rollout.token_ids[:middle]} <= seen, "as the engine was asked"
+        assert len(tokens) == ends[1] + 1, "what is told after the last turn is not there"
+        assert rollout.logprobs.tolist() == [
+            -float(token) if action else 0.0 for token, action in zip(tokens, rollout.action_mask)
+        ]
+        assert {tokens[:start], tokens[:middle]} <= seen, "as the engine was asked"
         assert rollout.versions == (4, 4)
         assert rollout.text == TOKENIZER.decode(rollout.token_ids[start:], skip_special_tokens=True)
 
@@ -116,10 +117,10 @@ def test_players_have_talks_and_rollouts_of_their_own(tmp_path: Path):
         assert outcome(rollout).score.value == (2.0 if rollout.role == "asker" else -1.0)
     opened = "<|im_start|>user\nQuestion 0?<|im_end|>\n<|im_start|>assistant\n"
     first = played.rollouts[0]
-    start = first.action_mask.index(True)
+    start = int(first.action_mask.argmax())
     assert list(first.token_ids[:start]) == TOKENIZER(opened).input_ids
     teller, asker = played.rollouts[2], played.rollouts[1]
-    question = TOKENIZER.decode(teller.token_ids[: teller.action_mask.index(True)])
+    question = TOKENIZER.decode(teller.token_ids[: teller.action_mask.argmax()])
     assert question == f"<|im_start|>user\n{asker.text}<|im_end|>\n<|im_start|>assistant\n"
     assert len({turn.seed for turn in played.sampler.asked}) == len(played.sampler.asked)
 

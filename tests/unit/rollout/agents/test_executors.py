@@ -112,12 +112,12 @@ def test_its_documented_example_runs_unchanged(model: str):
         assert isinstance(rollout.outcome, Outcome), rollout.outcome
         ends = [position for position, _ in rollout.outcome.turns]
         lengths.add(len(ends))
-        expected = [False] * len(request.prompt.token_ids)
+        tokens, expected = tuple(rollout.token_ids.tolist()), [False] * len(request.prompt.token_ids)
         for position in ends:
-            assert rollout.token_ids[: len(expected)] in seen, "the policy was asked with these very tokens"
+            assert tokens[: len(expected)] in seen, "the policy was asked with these very tokens"
             expected += [True] * (position + 1 - len(expected))
             if position != ends[-1]:
-                assert rollout.token_ids[position + 1 : position + 1 + len(between)] == between
+                assert tokens[position + 1 : position + 1 + len(between)] == between
                 expected += [False] * len(between)
         assert list(rollout.action_mask) == expected
         *before, last = [reward for _, reward in rollout.outcome.turns]
@@ -157,8 +157,8 @@ def test_a_custom_executor_in_its_episode_or_beside_it(custom: Played, label: in
         start = len(request.prompt.token_ids)
         assert rollout.outcome.turns == ((len(rollout.token_ids) - 1, 1.5),)
         assert rollout.outcome.score.filter_value == 0.75
-        assert rollout.action_mask.index(True) == start
-        assert rollout.logprobs[start:] == tuple(-float(token) for token in rollout.token_ids[start:])
+        assert rollout.action_mask.argmax() == start
+        assert rollout.logprobs[start:].tolist() == [-float(token) for token in rollout.token_ids[start:]]
 
 
 def test_an_action_that_was_cut_is_its_beginning(custom: Played):
