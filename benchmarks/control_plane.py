@@ -27,9 +27,6 @@ from openrlhf_ext.cluster.environment import prepare_environment
 
 console = Console(width=110)
 AIM_SECONDS = 3.0
-PROMPT_TOKENS = 64
-MIB = 1 << 20
-ROLES = ("policy", "reference")
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -121,7 +118,7 @@ def table(runs: Sequence[Mapping[str, Any]]) -> Table:
         ("wall clock s", "wall", 1),
         ("steps", "steps", 1),
         ("driver's peak MiB", "driver_peak_mib", 1),
-        ("object stores' peak MiB", "store_peak_mib", 1),
+        ("/dev/shm at most MiB", "store_peak_mib", 1),
     ):
         shown.add_row(name, *(f"{run[key] / unit:.4g}" for run in runs))
     return shown

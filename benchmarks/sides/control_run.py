@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import resource
+import shutil
 import statistics
 import sys
 import tempfile
@@ -42,6 +43,7 @@ from sides.echo import EchoEngine, EchoRank
 
 PROMPT_TOKENS = 64
 MIB = 1 << 20
+SHARED = "/dev/shm"
 STORE_BYTES = 6 << 30
 """Of the driver's node; the other nodes share as much."""
 
@@ -148,10 +150,11 @@ class StepCosts:
 
 
 class MostStored:
-    """The most that Ray's object stores held, looked at four times a second by a thread that does nothing else."""
+    """The most that shared memory, where Ray's object stores are, grew by; looked at once a second."""
 
     def __init__(self) -> None:
         self.mib = 0.0
+        self._before = shutil.disk_usage(SHARED).used
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
@@ -164,10 +167,8 @@ class MostStored:
         self._thread.join()
 
     def _look(self) -> None:
-        shared = Path("/dev/shm")
         while not self._over.wait(1.0):
-            held = sum(each.stat().st_blocks * 512 for each in shared.glob("plasma*")) if shared.exists() else 0
-            self.mib = max(self.mib, held / MIB)
+            self.mib = max(self.mib, (shutil.disk_usage(SHARED).used - self._before) / MIB)
 
 
 def measure(cluster: EchoCluster, chosen: argparse.Namespace, tokens: int, steps: int) -> dict[str, Any]:
