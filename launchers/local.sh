@@ -1,20 +1,41 @@
 #!/usr/bin/env bash
-# A training command on this machine: on the Ray cluster that runs here, or one started for it alone.
+# A training command on this machine: on a Ray that was started for it alone, or on one that stays.
 #
 #   launchers/local.sh rl --config rl.yaml ...        a private Ray, ended with the run
 #   launchers/local.sh --keep rl ...                  start a Ray that stays, or join it: later runs start faster
-#   launchers/local.sh --stop                         end the Ray that stayed, and every other of this user here
+#   launchers/local.sh --stop                         end the Ray that stayed, and no other
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=launchers/common.sh
 source "$root/launchers/common.sh"
+
+kept=$HOME/.ray/openrlhf_ext # which process holds it, and its address
+pid='' address=''
+is_kept() { [ -s "$kept" ] && read -r pid address <"$kept" && grep -qs kept_ray.py "/proc/$pid/cmdline"; }
+
+stop() {
+  is_kept || die "no Ray of --keep is running here."
+  kill "$pid"
+  while kill -0 "$pid" 2>/dev/null; do sleep 0.2; done
+}
+
+start() {
+  local starting
+  rm -f "$kept"
+  setsid "$PYTHON" "$root/launchers/kept_ray.py" "$kept" </dev/null >"$kept.log" 2>&1 &
+  starting=$!
+  until is_kept; do
+    kill -0 "$starting" 2>/dev/null || die "Ray did not start: see $kept.log."
+    sleep 0.2
+  done
+}
 
 keep=no
 while [ $# -gt 0 ]; do
   case $1 in
     -h | --help) usage ;;
     --keep) keep=yes ;;
-    --stop) "$(dirname "$PYTHON")/ray" stop; exit 0 ;;
+    --stop) stop; exit 0 ;;
     *) break ;;
   esac
   shift
@@ -26,10 +47,9 @@ if [ "$keep" = yes ]; then
     mkdir -p "$(dirname "$token")"
     (umask 077 && "$PYTHON" -c 'import secrets; print(secrets.token_hex(32), end="")' >"$token")
   fi
-  export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
-  if ! "$(dirname "$PYTHON")/ray" status >/dev/null 2>&1; then
-    "$(dirname "$PYTHON")/ray" start --head --node-ip-address=127.0.0.1 --dashboard-host=127.0.0.1 --num-cpus=64
-  fi
-  set -- "$@" --ray.address auto
+  # The last is Ray's own switch to the loopback address, for who joins as for who is joined.
+  export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0
+  is_kept || start
+  set -- "$@" --ray.address "$address"
 fi
 exec "$PYTHON" -m openrlhf_ext.cli.main "$@"

@@ -37,6 +37,8 @@ FLAGS = shlex.split("""
 --train.batch_size 16 --train.micro_batch_size 8 --train.num_episodes 2 --actor.adam.lr 3e-3
 --algo.advantage.estimator reinforce --eval.dataset held_out.jsonl --ckpt.save_steps 2
 """)
+ONE_EACH = ["--actor.num_gpus_per_node", "1", "--ref.num_gpus_per_node", "1"]
+"""Ranks, where a cluster is joined: a Ray of the run's own has one of each on a CPU."""
 
 
 def prepare(folder: Path) -> Path:

@@ -9,10 +9,9 @@ import pytest
 from base_run import BaseRun
 from jobs import run
 from ray_cluster import ray_cluster
-from scenario import FLAGS, STEPS, Record, output_to
+from scenario import FLAGS, ONE_EACH, STEPS, Record, output_to
 
 pytestmark = pytest.mark.slow
-ONE_EACH = ["--actor.num_gpus_per_node", "1", "--ref.num_gpus_per_node", "1"]
 
 
 @pytest.fixture(scope="module")
