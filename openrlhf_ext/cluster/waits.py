@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, OutOfMemoryError, RayActorError, RayTaskError
 
 from openrlhf_ext.device.host_memory import free_host_bytes, host_bytes, kernel_kills
 from openrlhf_ext.errors import OutOfMemory, ResourceError, Shortage, UserError
@@ -18,8 +18,8 @@ from openrlhf_ext.track.progress import waiting
 
 PEERS_SECONDS = 5.0
 """How long an error waits for worse news: the ranks left behind by one that died notice before Ray does."""
-NODE_SECONDS = 60.0
-"""The same where there are several nodes: Ray takes a node for lost after some checks that it did not answer."""
+NODE_SECONDS = 90.0
+"""The same where there are several nodes: Ray takes one for lost after five checks, of 13 s each, without an answer."""
 LOST_NODE = re.compile(r"its node has died\. Node Id: (\w+)")
 
 _kills_before = kernel_kills()
@@ -90,8 +90,7 @@ def _raised_by(error: RayTaskError) -> Exception:
 
 def _death_among(calls: Sequence[ray.ObjectRef]) -> RayActorError | OutOfMemoryError | None:
     """Whether one of the other processes died, which is why this one failed."""
-    several = sum(node["Alive"] for node in ray.nodes()) > 1
-    pending, until = list(calls), time.monotonic() + (NODE_SECONDS if several else PEERS_SECONDS)
+    pending, until = list(calls), time.monotonic() + (NODE_SECONDS if len(_alive()) > 1 else PEERS_SECONDS)
     while pending and (left := until - time.monotonic()) > 0:
         done, pending = ray.wait(pending, num_returns=1, timeout=left)
         for call in done:
@@ -107,11 +106,10 @@ def _death_among(calls: Sequence[ray.ObjectRef]) -> RayActorError | OutOfMemoryE
 def _died(error: RayActorError | OutOfMemoryError, what: str, at: Moment | None) -> Exception:
     if isinstance(error, RayActorError) and error.actor_init_failed:
         return _raised_by(error.args[0])  # Ray keeps what the constructor raised as its error's argument
-    if (lost := LOST_NODE.search(str(error))) is not None:
-        names = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
+    if (lost := _lost_node(error)) is not None:
         return ResourceError(
-            f"{names.get(lost[1], lost[1])} was lost while we waited for {what}: see what became of that node, then "
-            "continue with --ckpt.load_enable."
+            f"{lost} was lost while we waited for {what}: see what became of that node, then continue with "
+            "--ckpt.load_enable."
         )
     by_ray, kills = "memory usage threshold" in str(error), kernel_kills() - _kills_before
     if at is not None and (by_ray or kills > 0):
@@ -122,6 +120,27 @@ def _died(error: RayActorError | OutOfMemoryError, what: str, at: Moment | None)
         f"A process died while we waited for {what} ({_in_short(error)}): look at the end of its "
         "log (often the machine ran out of memory), then continue with --ckpt.load_enable."
     )
+
+
+def _lost_node(error: Exception) -> str | None:
+    """The name of the node that died with the actor. An actor is unavailable before Ray knows why: we wait for that."""
+    if (lost := LOST_NODE.search(str(error))) is not None:
+        return {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}.get(lost[1], lost[1])
+    if not isinstance(error, ActorUnavailableError):
+        return None
+    there, until = _alive(), time.monotonic() + NODE_SECONDS
+    while len(there) > 1 and time.monotonic() < until:
+        alive = _alive()
+        for node, name in there.items():
+            if node not in alive:
+                return name
+        time.sleep(0.5)
+    return None
+
+
+def _alive() -> dict[str, str]:
+    """The names of the nodes of the cluster by their ids."""
+    return {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
 
 
 def _in_short(error: Exception) -> str:

@@ -244,7 +244,19 @@ def test_a_lost_node_ends_the_job_and_leaves_nothing(cluster: SlurmCluster, work
     cluster.kill_node("node2")
     ended = cluster.wait(job, *OVER, seconds=180)
     assert ended["JobState"] in ("NODE_FAIL", "FAILED"), cluster.output(job)
-    assert "node2" in cluster.output(job)
+    assert "Node failure on node2" in cluster.output(job)  # Slurm's own word for it
+    nothing_is_left(cluster)
+    cluster.start_node("node2")
+    cluster.until_idle()
+
+
+def test_a_node_that_rl_loses_ends_the_job_and_is_named(cluster: SlurmCluster, workshop: Path, script: Script) -> None:
+    words = ["--nodes=2", "--no-requeue", script("train_ppo_ray.sh"), *RL, "--train.num_episodes", "1000"]
+    job = _at_step_2(cluster, cluster.submit(*words, env=rl_overrides(workshop, cluster)))
+    cluster.kill_node("node2")
+    ended = cluster.wait(job, *OVER, seconds=240)
+    assert ended["JobState"] in ("NODE_FAIL", "FAILED"), cluster.output(job)
+    assert "node2 was lost" in cluster.output(job)
     nothing_is_left(cluster)
     cluster.start_node("node2")
     cluster.until_idle()

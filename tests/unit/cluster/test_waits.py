@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError
 
 from openrlhf_ext.cluster import waits
 from openrlhf_ext.errors import OutOfMemory, ResourceError
@@ -53,3 +53,22 @@ def test_a_lost_node_is_named(monkeypatch: pytest.MonkeyPatch):
         "node2 was lost while we waited for log-probs: see what became of that node, then continue with "
         "--ckpt.load_enable."
     )
+
+
+def test_a_node_is_waited_for_of_which_only_an_actor_is_missed_yet(monkeypatch: pytest.MonkeyPatch):
+    nodes = [
+        {"NodeID": "ab12", "NodeManagerHostname": "node1", "Alive": True},
+        {"NodeID": "cd34", "NodeManagerHostname": "node2", "Alive": True},
+    ]
+    checks = iter(range(100))
+    monkeypatch.setattr(waits.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(waits.time, "sleep", lambda _: nodes[1].update(Alive=next(checks) < 3))
+    missed = ActorUnavailableError("RPC error: Socket closed", actor_id=bytes(16))
+    assert str(waits._died(missed, "log-probs", AT)).startswith("node2 was lost while we waited for log-probs")
+    assert next(checks) == 4
+    # One of one node, and one whose node stays: a process died.
+    nodes[1]["Alive"] = True
+    monkeypatch.setattr(waits, "NODE_SECONDS", 0.0)
+    for _ in range(2):
+        assert str(waits._died(missed, "log-probs", None)).startswith("A process died while we waited for log-probs (")
+        nodes.pop()
