@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import ray
 import torch
 from torch import Tensor
 
@@ -43,14 +44,28 @@ class RemoteModel:
         self, batch: TokenBatch, what: str, temperature: float = 1.0, *, adapters: bool = True
     ) -> tuple[list[MicroBatch], list[Tensor]]:
         """The rows of each rank, and its answer."""
-        shares = inference_split(batch, self._split)
+        blocks, stored = stored_shares(batch, self._split)
         calls = [
             worker.answer.remote(asked, temperature, adapters)
-            for worker, asked in zip(self.group.workers, shares, strict=True)
+            for worker, asked in zip(self.group.workers, stored, strict=True)
         ]
         what = f"{what} of {batch.rows} sequences by the {self.group.name}"
         answers = self.group.collect(calls, what, self._phase)
-        return [asked.block for asked in shares], answers
+        return blocks, answers
+
+
+_latest: tuple[TokenBatch, SplitSettings, list[MicroBatch], list[ray.ObjectRef]] | None = None
+
+
+def stored_shares(batch: TokenBatch, split: SplitSettings) -> tuple[list[MicroBatch], list[ray.ObjectRef]]:
+    """The rows of each rank, here and in the object store: those of the latest batch are kept, for the policy and its
+    reference are asked about the same one.
+    """
+    global _latest
+    if _latest is None or _latest[0] is not batch or _latest[1] != split:
+        shares = inference_split(batch, split)
+        _latest = batch, split, [asked.block for asked in shares], [ray.put(asked) for asked in shares]
+    return _latest[2:]
 
 
 class RemoteReference(RemoteModel):

@@ -36,13 +36,16 @@ def gather(calls: Sequence[ray.ObjectRef], what: str, at: Moment | None = None) 
         OutOfMemory: a worker's process was killed because there was not enough.
         ResourceError: a worker's process died otherwise.
     """
-    pending = list(calls)
+    pending, results = list(calls), {}
     with waiting(what):
         while pending:
             done, pending = ray.wait(pending, num_returns=1)
+            if pending:  # whatever else there is by now, in one look
+                more, pending = ray.wait(pending, num_returns=len(pending), timeout=0)
+                done += more
             for call in done:
                 try:
-                    ray.get(call, timeout=60)
+                    results[call] = ray.get(call, timeout=60)
                 except RayTaskError as error:
                     raised = _raised_by(error)
                     if not isinstance(raised, UserError) and (death := _death_among(pending)) is not None:
@@ -52,7 +55,7 @@ def gather(calls: Sequence[ray.ObjectRef], what: str, at: Moment | None = None) 
                     raise _died(error, what, at) from None
                 except GetTimeoutError as error:  # it was reported done: only its transfer is left
                     raise ResourceError(f"The result of {what} did not arrive within a minute.") from error
-    return ray.get(list(calls))
+    return [results[call] for call in calls]
 
 
 @dataclass(frozen=True, slots=True)
