@@ -207,9 +207,9 @@ class HttpSource:
             self._counts["refused"] += 1
             detail = f"not asked: the last {self._circuits[0].failures} requests failed; tried again after a while"
             raise _Failed(AnswerError("exception", detail), "refused", again=False)
-        attempt = 0
+        attempt, circuit = 0, None
         while True:
-            circuit = self._turn()
+            circuit = self._turn(circuit)
             try:
                 answer = await self._request(call, rows, circuit.url)
             except _Failed as failed:
@@ -225,11 +225,14 @@ class HttpSource:
             await asyncio.sleep(wait_s * (1 + JITTER * random.random()))
             attempt += 1
 
-    def _turn(self) -> Circuit:
-        """The next server in turn, of those whose circuit is closed where there are any."""
+    def _turn(self, failed: Circuit | None = None) -> Circuit:
+        """The next server in turn, of those whose circuit is closed where there are any; not the one that has just
+        `failed`, where there is another.
+        """
         closed = [circuit for circuit in self._circuits if not circuit.is_open] or self._circuits
+        others = [circuit for circuit in closed if circuit is not failed] or closed
         self._next += 1
-        return closed[self._next % len(closed)]
+        return others[self._next % len(others)]
 
     async def _request(self, call: _Call, rows: range, url: str) -> Answer:
         part = call.batch.part(rows.start, rows.stop)

@@ -28,8 +28,8 @@ def task_of(command: str, folder: Path, held_out: list[dict[str, str]]) -> Any:
     flags += ["--eval.steps", "1", "--model.model_name_or_path", "m", "--data.dataset", str(folder / "train.jsonl")]
     cfg, tokenizer = parse(command, flags).config, build_tokenizer()
     if command == "sft":
-        return sft_task(cfg, tokenizer)
-    return rm_task(cfg, tokenizer) if command == "rm" else dpo_task(cfg, tokenizer, None)  # type: ignore[arg-type]
+        return sft_task(cfg, tokenizer, None)
+    return rm_task(cfg, tokenizer) if command == "rm" else dpo_task(cfg, tokenizer, None, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("command", ["sft", "rm", "dpo"])
