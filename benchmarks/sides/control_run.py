@@ -22,7 +22,7 @@ from openrlhf_ext.batch.partition import SplitSettings
 from openrlhf_ext.cluster.generator import RemoteGenerator
 from openrlhf_ext.cluster.phases import Phases
 from openrlhf_ext.cluster.recorder import RemoteRecorder
-from openrlhf_ext.cluster.roles import RemotePolicy, RemoteReference
+from openrlhf_ext.cluster.roles import RemotePolicy, RemoteReference, StoredShares
 from openrlhf_ext.cluster.session import spare_the_driver
 from openrlhf_ext.cluster.wire import tensors_travel_as_arrays
 from openrlhf_ext.cluster.worker_group import WorkerGroup
@@ -119,8 +119,9 @@ class EchoCluster:
         generator = RemoteGenerator(self.engines, phases)
         groups = {name: EchoGroup(name, self.processes, self._ranks) for name in ("policy", "reference")}
         links: Any = self.engines  # without the transport of weights, which needs torch
-        policy = RemotePolicy(groups["policy"], split, phases, CheckpointContent(), generator, links)
-        return RLRoles(generator, reward, policy, RemoteReference(groups["reference"], split, phases))
+        shares = StoredShares(split)
+        policy = RemotePolicy(groups["policy"], shares, phases, CheckpointContent(), generator, links)
+        return RLRoles(generator, reward, policy, RemoteReference(groups["reference"], shares, phases))
 
 
 class StepCosts:

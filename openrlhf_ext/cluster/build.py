@@ -14,7 +14,7 @@ from openrlhf_ext.cluster.judge import JudgeEngines, RemoteJudge
 from openrlhf_ext.cluster.node_files import check_files
 from openrlhf_ext.cluster.phases import Part, Phases, Sleeper
 from openrlhf_ext.cluster.placement import Slot, reserve
-from openrlhf_ext.cluster.roles import RemoteCritic, RemotePolicy, RemoteReference, RemoteScorer
+from openrlhf_ext.cluster.roles import RemoteCritic, RemotePolicy, RemoteReference, RemoteScorer, StoredShares
 from openrlhf_ext.cluster.train_worker import SCORERS, EngineLinks
 from openrlhf_ext.cluster.waits import gather
 from openrlhf_ext.cluster.worker_group import WorkerGroup, worker_environment
@@ -210,22 +210,24 @@ def build_roles(spec: RolesSpec, memory: MemoryLog | None = None) -> RemoteRoles
         bucket_bytes=spec.engines.bucket_bytes,
         tensor_parallel_size=spec.engines.settings.tensor_parallel_size,
     )
-    split = spec.split
+    shares, scored = StoredShares(spec.split), StoredShares(spec.split)
     return RemoteRoles(
-        policy=RemotePolicy(groups["policy"], split, phases, spec.policy.content, generator, links),
-        reference=_reference(spec, groups, phases),
+        policy=RemotePolicy(groups["policy"], shares, phases, spec.policy.content, generator, links),
+        reference=_reference(spec, groups, shares, phases),
         generator=generator,
-        critic=RemoteCritic(groups["critic"], split, phases, spec.critic.content) if spec.critic else None,
-        scorer=RemoteScorer(groups["reward"], split, aside) if spec.reward else None,
-        student=RemoteReference(groups["student"], split, aside) if spec.student else None,
+        critic=RemoteCritic(groups["critic"], shares, phases, spec.critic.content) if spec.critic else None,
+        scorer=RemoteScorer(groups["reward"], scored, aside) if spec.reward else None,
+        student=RemoteReference(groups["student"], scored, aside) if spec.student else None,
         judge=RemoteJudge(spec.judge.name, judges, aside, memory) if spec.judge and judges else None,
     )
 
 
-def _reference(spec: RolesSpec, groups: Mapping[Part, WorkerGroup], phases: Phases) -> RemoteReference | None:
+def _reference(
+    spec: RolesSpec, groups: Mapping[Part, WorkerGroup], shares: StoredShares, phases: Phases
+) -> RemoteReference | None:
     if spec.reference_is_base:
-        return RemoteReference(groups["policy"], spec.split, phases, adapters=False)
-    return RemoteReference(groups["reference"], spec.split, phases) if spec.reference else None
+        return RemoteReference(groups["policy"], shares, phases, adapters=False)
+    return RemoteReference(groups["reference"], shares, phases) if spec.reference else None
 
 
 def _sleepers(

@@ -27,12 +27,32 @@ from openrlhf_ext.trainers.answering import collected, dealt
 from openrlhf_ext.types import Report, RolloutKey, Sampling, merge_reports
 
 
-class RemoteModel:
-    """A worker group that is asked about batches. `split` says how a batch is cut (its ranks are the group's)."""
+class StoredShares:
+    """Batches cut for ranks and put into the object store. The latest one's are kept: the policy and its reference are
+    asked about the same batch. It belongs to the roles that one thread asks.
+    """
 
-    def __init__(self, group: WorkerGroup, split: SplitSettings, phases: Phases) -> None:
+    def __init__(self, split: SplitSettings) -> None:
+        self._split = split
+        self._batch: TokenBatch | None = None
+        self._by_ranks: dict[int, tuple[list[MicroBatch], list[ray.ObjectRef]]] = {}
+
+    def of(self, batch: TokenBatch, ranks: int) -> tuple[list[MicroBatch], list[ray.ObjectRef]]:
+        """The rows of each rank, here and in the store."""
+        if batch is not self._batch:
+            self._batch, self._by_ranks = batch, {}
+        if ranks not in self._by_ranks:
+            shares = inference_split(batch, replace(self._split, ranks=ranks))
+            self._by_ranks[ranks] = [asked.block for asked in shares], [ray.put(asked) for asked in shares]
+        return self._by_ranks[ranks]
+
+
+class RemoteModel:
+    """A worker group that is asked about batches, which `shares` cuts for its ranks."""
+
+    def __init__(self, group: WorkerGroup, shares: StoredShares, phases: Phases) -> None:
         self.group = group
-        self._split = replace(split, ranks=group.ranks)
+        self._shares = shares
         self._phases = phases
         self._phase: Literal["score", "train"] = "score" if group.name in SCORERS else "train"
 
@@ -44,7 +64,7 @@ class RemoteModel:
         self, batch: TokenBatch, what: str, temperature: float = 1.0, *, adapters: bool = True
     ) -> tuple[list[MicroBatch], list[Tensor]]:
         """The rows of each rank, and its answer."""
-        blocks, stored = stored_shares(batch, self._split)
+        blocks, stored = self._shares.of(batch, self.group.ranks)
         calls = [
             worker.answer.remote(asked, temperature, adapters)
             for worker, asked in zip(self.group.workers, stored, strict=True)
@@ -54,28 +74,14 @@ class RemoteModel:
         return blocks, answers
 
 
-_latest: tuple[TokenBatch, SplitSettings, list[MicroBatch], list[ray.ObjectRef]] | None = None
-
-
-def stored_shares(batch: TokenBatch, split: SplitSettings) -> tuple[list[MicroBatch], list[ray.ObjectRef]]:
-    """The rows of each rank, here and in the object store: those of the latest batch are kept, for the policy and its
-    reference are asked about the same one.
-    """
-    global _latest
-    if _latest is None or _latest[0] is not batch or _latest[1] != split:
-        shares = inference_split(batch, split)
-        _latest = batch, split, [asked.block for asked in shares], [ray.put(asked) for asked in shares]
-    return _latest[2:]
-
-
 class RemoteReference(RemoteModel):
     """`LogprobRole` over a worker group; with `adapters` False, what that group's model was before it learned.
 
     The student is one too; it is asked in SCORE.
     """
 
-    def __init__(self, group: WorkerGroup, split: SplitSettings, phases: Phases, *, adapters: bool = True) -> None:
-        super().__init__(group, split, phases)
+    def __init__(self, group: WorkerGroup, shares: StoredShares, phases: Phases, *, adapters: bool = True) -> None:
+        super().__init__(group, shares, phases)
         self._adapters = adapters
 
     def logprobs(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
@@ -93,8 +99,8 @@ class RemoteTrained(RemoteModel):
     model_folder: str
     """Beside the state of a checkpoint."""
 
-    def __init__(self, group: WorkerGroup, split: SplitSettings, phases: Phases, content: CheckpointContent) -> None:
-        super().__init__(group, split, phases)
+    def __init__(self, group: WorkerGroup, shares: StoredShares, phases: Phases, content: CheckpointContent) -> None:
+        super().__init__(group, shares, phases)
         self._content = content
 
     @property
@@ -144,15 +150,15 @@ class RemotePolicy(RemoteTrained):
     def __init__(
         self,
         group: WorkerGroup,
-        split: SplitSettings,
+        shares: StoredShares,
         phases: Phases,
         content: CheckpointContent,
         generator: RemoteGenerator,
         links: EngineLinks,
     ) -> None:
-        super().__init__(group, split, phases, content)
+        super().__init__(group, shares, phases, content)
         self._generator = generator
-        self._own = RemoteReference(group, split, phases)
+        self._own = RemoteReference(group, shares, phases)
         gather([worker.link.remote(links) for worker in group.workers], "the policy to meet the engines")
 
     def logprobs(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:

@@ -6,7 +6,7 @@ from openrlhf_ext.cluster.learner_spec import LearnerSpec
 from openrlhf_ext.cluster.node_files import check_files
 from openrlhf_ext.cluster.phases import Phases
 from openrlhf_ext.cluster.placement import reserve
-from openrlhf_ext.cluster.roles import RemoteLearner
+from openrlhf_ext.cluster.roles import RemoteLearner, StoredShares
 from openrlhf_ext.cluster.worker_group import WorkerGroup, worker_environment
 from openrlhf_ext.plan.layout import Demand
 from openrlhf_ext.track.memory import MemoryLog
@@ -25,4 +25,4 @@ def build_learner(spec: LearnerSpec, memory: MemoryLog) -> RemoteLearner:
     environment = worker_environment(spec.device, spec.threads)
     group = WorkerGroup(NAME, slots[NAME], spec.device, spec.model, spec.engine, environment, memory)
     group.loaded()
-    return RemoteLearner(group, spec.split, Phases({}), spec.content)
+    return RemoteLearner(group, StoredShares(spec.split), Phases({}), spec.content)
