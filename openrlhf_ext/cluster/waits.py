@@ -20,6 +20,8 @@ PEERS_SECONDS = 5.0
 """How long an error waits for worse news: the ranks left behind by one that died notice before Ray does."""
 NODE_SECONDS = 90.0
 """The same where there are several nodes: Ray takes one for lost after five checks, of 13 s each, without an answer."""
+LOOK_SECONDS = 0.5
+"""How late a failure may be noticed. A look costs time for every call that is pending: not one for each answer."""
 LOST_NODE = re.compile(r"its node has died\. Node Id: (\w+)")
 
 _kills_before = kernel_kills()
@@ -28,7 +30,7 @@ _kills_before = kernel_kills()
 def gather(calls: Sequence[ray.ObjectRef], what: str, at: Moment | None = None) -> list[Any]:
     """The results of all calls, in order. `at` says whose memory it is about and when.
 
-    The first failure is raised as soon as it happens, while other calls may still be running (a
+    The first failure is raised soon after it happens, while other calls may still be running (a
     rank that died leaves its peers waiting in a collective).
 
     Raises:
@@ -39,16 +41,14 @@ def gather(calls: Sequence[ray.ObjectRef], what: str, at: Moment | None = None) 
     pending, results = list(calls), {}
     with waiting(what):
         while pending:
-            done, pending = ray.wait(pending, num_returns=1)
-            if pending:  # whatever else there is by now, in one look
-                more, pending = ray.wait(pending, num_returns=len(pending), timeout=0)
-                done += more
+            done, pending = ray.wait(pending, num_returns=len(pending), timeout=LOOK_SECONDS)
             for call in done:
                 try:
                     results[call] = ray.get(call, timeout=60)
                 except RayTaskError as error:
                     raised = _raised_by(error)
-                    if not isinstance(raised, UserError) and (death := _death_among(pending)) is not None:
+                    others = [each for each in (*done, *pending) if each != call]
+                    if not isinstance(raised, UserError) and (death := _death_among(others)) is not None:
                         raise _died(death, what, at) from None
                     raise raised from None
                 except (RayActorError, OutOfMemoryError) as error:
