@@ -148,7 +148,9 @@ class Rollout:
 
     @property
     def response_length(self) -> int:
-        return int(self.action_mask.sum())
+        import numpy as np
+
+        return int(np.count_nonzero(self.action_mask))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from statistics import pstdev
 
+import numpy as np
 from torch import Tensor
 
 from openrlhf_ext.batch.types import Experience, Signals
@@ -70,7 +70,7 @@ def _figures_of_roles(groups: Sequence[RolloutGroup]) -> dict[str, Metric]:
             f"{name}/role/{role}": metric
             for name, metric in {
                 "reward": mean_metric(rewards),
-                "reward/std": Metric(pstdev(rewards)),
+                "reward/std": Metric(_spread(rewards)),
                 **_parts([member.score for member in members]),
                 "response/length": mean_metric([float(rollout.response_length) for rollout in rollouts]),
                 "response/truncated": mean_metric([float(rollout.finish_reason == "length") for rollout in rollouts]),
@@ -84,16 +84,21 @@ def _reward_figures(groups: Sequence[RolloutGroup]) -> dict[str, Metric]:
     scores = [member.score for group in groups for member in group.members]
     rewards = [score.value for score in scores]
     siblings = [scores for group in groups for scores in group.scores_by_role().values()]
-    spreads = [pstdev([score.value for score in scores]) for scores in siblings]
+    spreads = [_spread([score.value for score in scores]) for scores in siblings]
     return {
         "reward": mean_metric(rewards),
-        "reward/std": Metric(pstdev(rewards)),
+        "reward/std": Metric(_spread(rewards)),
         "reward/min": Metric(min(rewards), reduction="min"),
         "reward/max": Metric(max(rewards), reduction="max"),
         **_parts(scores),
         "group/std": mean_metric(spreads),
         "group/zero_std": mean_metric([float(spread == 0.0) for spread in spreads]),
     }
+
+
+def _spread(values: Sequence[float]) -> float:
+    """The standard deviation of all there are; of equal values exactly 0."""
+    return 0.0 if min(values) == max(values) else float(np.std(values))
 
 
 def _parts(scores: Sequence[Score]) -> dict[str, Metric]:
