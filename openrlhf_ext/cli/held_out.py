@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openrlhf_ext.cli.specs import OUTPUT_DIR, written_below
 from openrlhf_ext.config import DPOConfig, SFTConfig
 from openrlhf_ext.config.sections import listed
 from openrlhf_ext.data.prompts import LoadedPrompts, PromptSettings, load_prompts
@@ -50,8 +51,9 @@ def evaluation_record(
     record.check([row.blank for row in asked])
     if not leads:
         return record
-    output.mkdir(parents=True, exist_ok=True)
-    return replace(record, folder=output / EVALUATIONS, fingerprint=run_id(output / "run_id", resuming))
+    with written_below(OUTPUT_DIR, output):
+        output.mkdir(parents=True, exist_ok=True)
+        return replace(record, folder=output / EVALUATIONS, fingerprint=run_id(output / "run_id", resuming))
 
 
 def held_out_rows(cfg: Any, loaded: LoadedPrompts, input_key: str, label_key: str | None) -> list[AskedRow]:

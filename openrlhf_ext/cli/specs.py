@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from openrlhf_ext.track.checkpoints import Checkpoint, CheckpointStore
 from openrlhf_ext.track.metrics import Trackers, WandbSettings, open_trackers
 
 logger = logging.getLogger(__name__)
+OUTPUT_DIR = "--ckpt.output_dir"
 
 
 def model_path(name: str) -> str:
@@ -155,18 +158,25 @@ def open_tracking(logger: LoggerSection, ckpt: CkptSection, config: Any, resume_
     )
 
 
+@contextmanager
+def written_below(flag: str, folder: str | Path) -> Iterator[None]:
+    """What cannot be written within the block is the flag's fault: ConfigError."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{flag} {folder} cannot be written to as a folder ({error.strerror}): choose another."
+        ) from None
+
+
 def write_config(config: Any, ckpt: CkptSection, plan: Plan | None) -> None:
     """Write the whole config and the plan (as `plan --json` prints it) beside what the run will leave.
 
     Raises ConfigError where a folder cannot be written.
     """
-    for flag, folder in {"--ckpt.output_dir": ckpt.output_dir, "--ckpt.path": ckpt.path}.items():
-        try:
+    for flag, folder in {OUTPUT_DIR: ckpt.output_dir, "--ckpt.path": ckpt.path}.items():
+        with written_below(flag, folder):
             write_yaml(config, Path(folder) / "config.yaml")
-        except OSError as error:
-            raise ConfigError(
-                f"{flag} {folder} cannot be written to as a folder ({error.strerror}): choose another."
-            ) from None
     planned = Path(ckpt.output_dir) / PLAN_FILE
     planned.unlink(missing_ok=True)
     if plan is not None:
