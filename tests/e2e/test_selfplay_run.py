@@ -118,11 +118,11 @@ def test_masks_and_tokens_one_by_one(played: Played) -> None:
         assert list(rollout.token_ids[: len(opening)]) == opening
         assert answer
         for place, (action, logprob) in enumerate(zip(rollout.action_mask, rollout.logprobs, strict=True)):
-            assert action is (place >= len(opening)), place
+            assert action == (place >= len(opening)), place
             assert logprob <= 0.0 if action else logprob == 0.0
         assert tokenizer.decode(answer, skip_special_tokens=True) == rollout.text
         ended = answer[-1] == tokenizer.eos_token_id
-        assert (rollout.finish_reason == "stop") is ended
+        assert (rollout.finish_reason == "stop") == ended
         assert tokenizer.eos_token_id not in answer[:-1]
         batch = token_batch([rollout], pad_id=0)
         assert batch.action_BA[0].nonzero().flatten().tolist() == list(
