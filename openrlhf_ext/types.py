@@ -108,11 +108,13 @@ class Rollout:
         import numpy as np  # here: a command that only explains itself makes no rollout
 
         for name, dtype in (("token_ids", np.int32), ("action_mask", np.bool_), ("logprobs", np.float32)):
-            array = np.asarray(getattr(self, name), dtype)
+            given = getattr(self, name)
+            array = np.asarray(given, dtype)
             if array.flags.writeable:
                 array = array.view()
                 array.flags.writeable = False
-            object.__setattr__(self, name, array)
+            if array is not given:
+                object.__setattr__(self, name, array)
         assert len(self.token_ids) == len(self.action_mask) == len(self.logprobs), "unequal lengths"
         assert len(self.token_ids) and not self.action_mask[0], "the prompt is never an action"
 

@@ -51,10 +51,11 @@ STORE_BYTES = 6 << 30
 class EchoGroup(WorkerGroup):
     """The ranks of one role; several share a process where there are fewer processes than ranks."""
 
-    def __init__(self, name: str, processes: Sequence[Any], ranks: int) -> None:
+    def __init__(self, name: str, processes: Sequence[Any], nodes: Sequence[str]) -> None:
         self.name = name
         self._memory = MemoryLog()
-        self.workers = [processes[rank * len(processes) // ranks] for rank in range(ranks)]
+        self.nodes = tuple(nodes)
+        self.workers = [processes[rank * len(processes) // len(nodes)] for rank in range(len(nodes))]
 
 
 class EchoCluster:
@@ -117,7 +118,8 @@ class EchoCluster:
     def roles(self, split: SplitSettings, reward: WeightedReward) -> RLRoles:
         phases = Phases({})
         generator = RemoteGenerator(self.engines, phases)
-        groups = {name: EchoGroup(name, self.processes, self._ranks) for name in ("policy", "reference")}
+        nodes = [f"node-{rank // self._chosen.ranks_per_node}" for rank in range(self._ranks)]
+        groups = {name: EchoGroup(name, self.processes, nodes) for name in ("policy", "reference")}
         links: Any = self.engines  # without the transport of weights, which needs torch
         shares = StoredShares(split)
         policy = RemotePolicy(groups["policy"], shares, phases, CheckpointContent(), generator, links)

@@ -59,12 +59,12 @@ class EchoRank:
     def link(self, engines: Sequence[Any]) -> None:
         self._engines = engines
 
-    def answer(self, asked: Any, temperature: float, adapters: bool) -> Told:
-        return Told(_Tensor(np.where(asked.block.action_BA, np.float32(LOGP), np.float32(0.0))), {})
+    def answer(self, listed: Sequence[Any], own: int, temperature: float, adapters: bool) -> Told:
+        return Told(_Tensor(np.where(listed[own].block.action_BA, np.float32(LOGP), np.float32(0.0))), {})
 
-    def update(self, shards: Sequence[Any], objective: wire.Sealed) -> Told:
+    def update(self, listed: Sequence[Sequence[Any]], own: int, objective: wire.Sealed) -> Told:
         """Counts what it was sent to learn from: actions, and the sum of their columns."""
-        blocks = [shard.share.block for shard in shards]
+        blocks = [shard.share.block for shard in listed[own]]
         actions = float(sum(np.count_nonzero(block.action_BA) for block in blocks))
         report: dict[str, Metric] = {"actions": Metric(actions, reduction="sum")}
         for name in blocks[0].columns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from openrlhf_ext.batch.types import TokenBatch
 from openrlhf_ext.types import RolloutKey
 
+Row: TypeAlias = Sequence[float] | NDArray[Any]
 Tokens: TypeAlias = Sequence[int] | NDArray[np.int32]
 
 
@@ -38,32 +39,27 @@ def token_batch(rollouts: Sequence[TokenRow], pad_id: int) -> TokenBatch:
     token a + 1.
     """
     assert rollouts, "a batch has at least one rollout"
-    lengths_B = row_lengths([rollout.token_ids for rollout in rollouts])
-    shape_BA = (len(rollouts), int(lengths_B.max()) - 1)
-    action_BA, sampler_logp_BA = np.zeros(shape_BA, np.bool_), np.zeros(shape_BA, np.float32)
-    for row, rollout in enumerate(rollouts):
-        action_A = np.asarray(rollout.action_mask, np.bool_)[1:]
-        action_BA[row, : len(action_A)] = action_A
-        logp_A = np.asarray(rollout.logprobs, np.float32)[1:]
-        np.copyto(sampler_logp_BA[row, : len(action_A)], logp_A, where=action_A)
+    tokens = [rollout.token_ids for rollout in rollouts]
+    action_BA = padded([rollout.action_mask[1:] for rollout in rollouts], False, np.bool_)
+    sampler_logp_BA = padded([rollout.logprobs[1:] for rollout in rollouts], 0.0, np.float32)
+    np.copyto(sampler_logp_BA, 0.0, where=~action_BA)
     assert np.isfinite(sampler_logp_BA).all(), "a sampled token has a finite log-probability"
     return TokenBatch(
         keys=tuple(rollout.key for rollout in rollouts),
-        tokens_BT=torch.from_numpy(padded_tokens([rollout.token_ids for rollout in rollouts], pad_id)),
-        lengths_B=torch.from_numpy(lengths_B),
+        tokens_BT=torch.from_numpy(padded(tokens, pad_id, np.int32)),
+        lengths_B=torch.from_numpy(row_lengths(tokens)),
         action_BA=torch.from_numpy(action_BA),
         sampler_logp_BA=torch.from_numpy(sampler_logp_BA),
     )
 
 
-def row_lengths(rows: Sequence[Tokens]) -> NDArray[np.int64]:
+def row_lengths(rows: Sequence[Row]) -> NDArray[np.int64]:
     return np.fromiter(map(len, rows), np.int64, len(rows))
 
 
-def padded_tokens(rows: Sequence[Tokens], pad_id: int) -> NDArray[np.int64]:
-    """(B, T) with the rows on the left and `pad_id` behind them."""
-    lengths_B = row_lengths(rows)
-    tokens_BT = np.full((len(rows), lengths_B.max()), pad_id, np.int64)
-    for row, (tokens, length) in enumerate(zip(rows, lengths_B, strict=True)):
-        tokens_BT[row, :length] = tokens
-    return tokens_BT
+def padded(rows: Sequence[Row], behind: float, dtype: type[np.generic]) -> NDArray[Any]:
+    """(B, width of the longest) with the rows on the left and a value `behind` them."""
+    array = np.full((len(rows), row_lengths(rows).max()), behind, dtype)
+    for place, row in zip(array, rows, strict=True):
+        place[: len(row)] = row
+    return array

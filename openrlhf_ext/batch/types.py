@@ -24,7 +24,7 @@ class TokenBatch:
     """Padded rollouts of one step, on the CPU."""
 
     keys: tuple[RolloutKey, ...]
-    tokens_BT: Tensor  # int64
+    tokens_BT: Tensor  # int32: half of what a model reads
     lengths_B: Tensor  # int64, number of real tokens of each row
     action_BA: Tensor  # bool
     sampler_logp_BA: Tensor  # float32, the sampler's own log-probs
@@ -57,7 +57,8 @@ class Experience:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Some rows, cut to their own longest length. `rows` are their indices in the batch.
+    """Some rows, cut to their own longest length. `rows` are their indices in the batch. Tokens are int64 where a model
+    reads them, int32 in a share's block.
 
     A dummy (see `is_dummy`) keeps ranks in step under ZeRO-3: it has rows of tokens but no
     actions, so its loss and gradient are exactly zero.
@@ -104,7 +105,7 @@ class Share:
         width = int(block.lengths_B[start:stop].max())
         return MicroBatch(
             rows=block.rows[start:stop],
-            tokens_BT=block.tokens_BT[start:stop, :width].contiguous(),
+            tokens_BT=block.tokens_BT[start:stop, :width].long(),
             lengths_B=block.lengths_B[start:stop],
             action_BA=block.action_BA[start:stop, : width - 1].contiguous(),
             columns={name: column[start:stop, : width - 1].contiguous() for name, column in block.columns.items()},
@@ -116,7 +117,7 @@ class Share:
         width = min(2, int(block.lengths_B[row]))
         return MicroBatch(
             rows=(),
-            tokens_BT=block.tokens_BT[row : row + 1, :width].contiguous(),
+            tokens_BT=block.tokens_BT[row : row + 1, :width].long(),
             lengths_B=block.lengths_B[row : row + 1].clamp(max=width),
             action_BA=block.action_BA[row : row + 1, : width - 1] & False,
             columns={name: column[row : row + 1, : width - 1] * 0 for name, column in block.columns.items()},

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import ray
 import torch
 from torch import Tensor
 
-from openrlhf_ext.batch.pad import Tokens, padded_tokens, row_lengths
+from openrlhf_ext.batch.pad import Tokens, padded, row_lengths
 from openrlhf_ext.batch.partition import SplitSettings
 from openrlhf_ext.batch.split import inference_split, scatter_rows, scatter_whole_rows
 from openrlhf_ext.batch.types import MicroBatch, OptimizerStep, TokenBatch
@@ -26,6 +27,25 @@ from openrlhf_ext.track.checkpoints import CheckpointContent
 from openrlhf_ext.trainers.answering import collected, dealt
 from openrlhf_ext.types import Report, RolloutKey, Sampling, merge_reports
 
+Stored: TypeAlias = tuple[ray.ObjectRef, int]
+"""An object that lists what the ranks of a node are given, and the place of one rank's own in it."""
+
+
+def stored_by_node(given: Sequence[Any], nodes: Sequence[str]) -> list[Stored]:
+    """What each rank is `given`, in the object store: one object for all the ranks of a node, since each costs the
+    driver a millisecond.
+    """
+    ranks_of: dict[str, list[int]] = {}
+    for rank, node in enumerate(nodes):
+        ranks_of.setdefault(node, []).append(rank)
+    stored = {
+        rank: (listed, place)
+        for ranks in ranks_of.values()
+        for listed in [ray.put([given[rank] for rank in ranks])]
+        for place, rank in enumerate(ranks)
+    }
+    return [stored[rank] for rank in range(len(nodes))]
+
 
 class StoredShares:
     """Batches cut for ranks and put into the object store. The latest one's are kept: the policy and its reference are
@@ -35,16 +55,16 @@ class StoredShares:
     def __init__(self, split: SplitSettings) -> None:
         self._split = split
         self._batch: TokenBatch | None = None
-        self._by_ranks: dict[int, tuple[list[MicroBatch], list[ray.ObjectRef]]] = {}
+        self._by_nodes: dict[tuple[str, ...], tuple[list[MicroBatch], list[Stored]]] = {}
 
-    def of(self, batch: TokenBatch, ranks: int) -> tuple[list[MicroBatch], list[ray.ObjectRef]]:
-        """The rows of each rank, here and in the store."""
+    def of(self, batch: TokenBatch, nodes: tuple[str, ...]) -> tuple[list[MicroBatch], list[Stored]]:
+        """The rows of each rank, here and in the store; `nodes` are where the ranks are."""
         if batch is not self._batch:
-            self._batch, self._by_ranks = batch, {}
-        if ranks not in self._by_ranks:
-            shares = inference_split(batch, replace(self._split, ranks=ranks))
-            self._by_ranks[ranks] = [asked.block for asked in shares], [ray.put(asked) for asked in shares]
-        return self._by_ranks[ranks]
+            self._batch, self._by_nodes = batch, {}
+        if nodes not in self._by_nodes:
+            shares = inference_split(batch, replace(self._split, ranks=len(nodes)))
+            self._by_nodes[nodes] = [asked.block for asked in shares], stored_by_node(shares, nodes)
+        return self._by_nodes[nodes]
 
 
 class RemoteModel:
@@ -64,10 +84,10 @@ class RemoteModel:
         self, batch: TokenBatch, what: str, temperature: float = 1.0, *, adapters: bool = True
     ) -> tuple[list[MicroBatch], list[Tensor]]:
         """The rows of each rank, and its answer."""
-        blocks, stored = self._shares.of(batch, self.group.ranks)
+        blocks, stored = self._shares.of(batch, self.group.nodes)
         calls = [
-            worker.answer.remote(asked, temperature, adapters)
-            for worker, asked in zip(self.group.workers, stored, strict=True)
+            worker.answer.remote(*own, temperature, adapters)
+            for worker, own in zip(self.group.workers, stored, strict=True)
         ]
         what = f"{what} of {batch.rows} sequences by the {self.group.name}"
         answers = self.group.collect(calls, what, self._phase)
@@ -109,10 +129,8 @@ class RemoteTrained(RemoteModel):
 
     def update(self, steps: Sequence[OptimizerStep], objective: Objective) -> Report:
         self._phases.enter("train")
-        by_rank, sealed = list(zip(*steps, strict=True)), Sealed.of(objective)
-        calls = [
-            worker.update.remote(shards, sealed) for worker, shards in zip(self.group.workers, by_rank, strict=True)
-        ]
+        stored, sealed = stored_by_node(list(zip(*steps, strict=True)), self.group.nodes), Sealed.of(objective)
+        calls = [worker.update.remote(*own, sealed) for worker, own in zip(self.group.workers, stored, strict=True)]
         return merge_reports(
             self.group.collect(calls, f"{len(steps)} optimizer steps of the {self.group.name}", "train")
         )
@@ -223,7 +241,7 @@ def _plain_batch(rows: Sequence[Tokens]) -> TokenBatch:
     shape_BA = (len(rows), int(lengths_B.max()) - 1)
     return TokenBatch(
         keys=tuple(RolloutKey("", index) for index in range(len(rows))),
-        tokens_BT=torch.from_numpy(padded_tokens(rows, 0)),
+        tokens_BT=torch.from_numpy(padded(rows, 0, np.int32)),
         lengths_B=torch.from_numpy(lengths_B),
         action_BA=torch.zeros(shape_BA, dtype=torch.bool),
         sampler_logp_BA=torch.zeros(shape_BA),

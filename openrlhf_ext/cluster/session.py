@@ -6,6 +6,7 @@ token that lives as long as the run. What stays when the run ends are its logs.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -23,6 +24,9 @@ from openrlhf_ext.cluster.wire import tensors_travel_as_arrays
 from openrlhf_ext.device.host_memory import keep_freed_memory
 from openrlhf_ext.errors import ResourceError
 from openrlhf_ext.track.progress import waiting
+
+NEW_VALUES = 20_000
+"""After so many the driver looks for cycles among them; Python would after 700, some hundred times a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +89,14 @@ def ray_session(settings: RaySettings) -> Iterator[Path]:
 
 def spare_the_driver() -> None:
     """A driver copies tensors and hardly computes: threads that wait awake for the next copy cost more than they save,
-    and most of a copy's cost are the page faults of its new memory.
+    and most of a copy's cost are the page faults of its new memory. The thousands of values of a step have no cycles:
+    to look for some among them and all that is loaded takes longer than to make them.
     """
     torch.set_num_threads(1)
     keep_freed_memory()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(NEW_VALUES, *gc.get_threshold()[1:])
 
 
 def _end_in_order(*_: object) -> None:

@@ -101,8 +101,9 @@ class TrainWorker:
         return socket.gethostname(), meets_over(self.device)
 
     @ray.method
-    def answer(self, asked: Share, temperature: float, adapters: bool) -> Measured[torch.Tensor]:
-        """What the model says of each row: log-probs, values or scores."""
+    def answer(self, listed: Sequence[Share], own: int, temperature: float, adapters: bool) -> Measured[torch.Tensor]:
+        """What the model says of each row: log-probs, values or scores. Of what is listed for this node's ranks."""
+        asked = listed[own]
 
         def ask() -> torch.Tensor:
             micros = asked.micro_batches
@@ -120,8 +121,8 @@ class TrainWorker:
         return self._measured("evaluate", lambda: self.engine.generate(prompts, seeds, sampling, end=end, rows=rows))
 
     @ray.method
-    def update(self, shards: Sequence[TrainShard], objective: Sealed) -> Measured[Report]:
-        return self._measured("train", lambda: run_steps(self.engine, shards, objective.open()))
+    def update(self, listed: Sequence[Sequence[TrainShard]], own: int, objective: Sealed) -> Measured[Report]:
+        return self._measured("train", lambda: run_steps(self.engine, listed[own], objective.open()))
 
     @ray.method
     def link(self, links: EngineLinks) -> None:

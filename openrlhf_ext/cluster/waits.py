@@ -38,23 +38,22 @@ def gather(calls: Sequence[ray.ObjectRef], what: str, at: Moment | None = None) 
         OutOfMemory: a worker's process was killed because there was not enough.
         ResourceError: a worker's process died otherwise.
     """
-    pending, results = list(calls), {}
+    pending = list(calls)
+    results: dict[ray.ObjectRef, Any] = {}
     with waiting(what):
         while pending:
             done, pending = ray.wait(pending, num_returns=len(pending), timeout=LOOK_SECONDS)
-            for call in done:
-                try:
-                    results[call] = ray.get(call, timeout=60)
-                except RayTaskError as error:
-                    raised = _raised_by(error)
-                    others = [each for each in (*done, *pending) if each != call]
-                    if not isinstance(raised, UserError) and (death := _death_among(others)) is not None:
-                        raise _died(death, what, at) from None
-                    raise raised from None
-                except (RayActorError, OutOfMemoryError) as error:
-                    raise _died(error, what, at) from None
-                except GetTimeoutError as error:  # it was reported done: only its transfer is left
-                    raise ResourceError(f"The result of {what} did not arrive within a minute.") from error
+            try:
+                results.update(zip(done, ray.get(done, timeout=60), strict=True))  # one by one takes twice as long
+            except RayTaskError as error:
+                raised = _raised_by(error)
+                if not isinstance(raised, UserError) and (death := _death_among([*done, *pending])) is not None:
+                    raise _died(death, what, at) from None
+                raise raised from None
+            except (RayActorError, OutOfMemoryError) as error:
+                raise _died(error, what, at) from None
+            except GetTimeoutError as error:  # they were reported done: only their transfer is left
+                raise ResourceError(f"The results of {what} did not arrive within a minute.") from error
     return [results[call] for call in calls]
 
 

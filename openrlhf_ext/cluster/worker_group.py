@@ -36,7 +36,7 @@ def worker_environment(device: Device, threads: int, *, alone: bool = True) -> d
 
 class WorkerGroup:
     """The processes of one role. They load in parallel with other groups: `started` is what to wait for, and then
-    `loaded`.
+    `loaded`. `nodes` are where the ranks are.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class WorkerGroup:
             )
             for rank, slot in enumerate(slots)
         ]
-        self._nodes = len({slot.node for slot in slots})
+        self.nodes = tuple(slot.node for slot in slots)
         endpoint = self.workers[0].endpoint.remote()
         self.started = [worker.build.remote(endpoint, model, spec) for worker in self.workers]
 
@@ -76,7 +76,7 @@ class WorkerGroup:
     def loaded(self) -> None:
         """Wait until all ranks are; where they are on several machines, say what they meet over."""
         self.collect(self.started, f"the {self.name} to load", "load")
-        if self._nodes > 1:
+        if len(set(self.nodes)) > 1:
             networks = gather([worker.network.remote() for worker in self.workers], "the ranks' networks")
             over = ", ".join(f"{host} over {way}" for host, way in dict.fromkeys(networks))
             console.print(f"{self.name}: {self.ranks} ranks meet: {over}", markup=False, soft_wrap=True)

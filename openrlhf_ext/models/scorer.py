@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
-from openrlhf_ext.batch.pad import Tokens, padded_tokens, row_lengths
+from openrlhf_ext.batch.pad import Tokens, padded, row_lengths
 from openrlhf_ext.batch.partition import SplitSettings, micro_batches
 from openrlhf_ext.device import Device
 from openrlhf_ext.device.peaks import PeakMeter
@@ -39,7 +40,7 @@ class LocalScorer:
 
     def _forward(self, rows: Sequence[Tokens]) -> list[float]:
         # Token 0 pads: no row sees what is on its right.
-        tokens_BT, lengths_B = (torch.from_numpy(each) for each in (padded_tokens(rows, 0), row_lengths(rows)))
+        tokens_BT, lengths_B = (torch.from_numpy(each) for each in (padded(rows, 0, np.int64), row_lengths(rows)))
         action_BA = torch.zeros(len(rows), tokens_BT.shape[1] - 1, dtype=torch.bool)
         score_BH = self._model(*(each.to(self._device.current()) for each in (tokens_BT, lengths_B, action_BA)))[0]
         return score_BH.squeeze(-1).tolist()

@@ -84,7 +84,7 @@ def read_answer(value: Any, n: int) -> Answer:
 def bad_positions(answer: Answer) -> list[int]:
     """The samples whose reward or score is not finite."""
     columns = [answer.rewards] + ([answer.scores] if answer.scores is not None else [])
-    return [i for i in range(len(answer.rewards)) if not all(math.isfinite(column[i]) for column in columns)]
+    return [i for i, row in enumerate(zip(*columns, strict=True)) if not all(map(math.isfinite, row))]
 
 
 def _numbers(value: Any, n: int, what: str, *, one_for_all: bool = False) -> list[float]:

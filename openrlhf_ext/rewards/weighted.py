@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from itertools import starmap
+from operator import mul
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tenacity
 
@@ -32,6 +34,7 @@ SHORTEST_SHARE_S = 1.0
 PROBE_RESPONSES = ("The answer is 1.", "I do not know.")
 UNNORMALISED = "unnormalised"
 
+T = TypeVar("T")
 Groups = Sequence[tuple[Prompt, Sequence[Rollout]]]
 
 
@@ -241,35 +244,40 @@ class WeightedReward:
 
     def _scores(self, answers: Sequence[Answer], terms: Sequence[Scaled], *, normalises: bool) -> list[Score]:
         """Of one group; `terms` are what is weighed of each source."""
-        scores, names = [], self.names
-        for i in range(len(answers[0].rewards)):
-            parts = {}
-            for name, answer in zip(names, answers, strict=True):
-                parts[name] = answer.rewards[i]
-                logs = {f"{name}/{log}": values[i] for log, values in answer.logs.items()}
-                parts.update({log: value for log, value in logs.items() if not math.isnan(value)})
-            marks = [answer.scores[i] for answer in answers if answer.scores is not None]
-            mark = sum(marks) / len(marks) if marks else None
-            if normalises:
-                parts[UNNORMALISED] = self._weighed([answer.rewards[i] for answer in answers])
-                mark = parts[UNNORMALISED] if mark is None else mark
-            notes = {name: a.notes[i] for name, a in zip(names, answers, strict=True) if a.notes is not None}
-            value = self._weighed([term.rewards[i] for term in terms])
-            scores.append(Score(value, parts, mark, notes, self._turns(answers, terms, i)))
-        return scores
+        count, named, noted = len(answers[0].rewards), {}, {}
+        for name, answer in zip(self.names, answers, strict=True):
+            named[name] = answer.rewards
+            named.update({f"{name}/{log}": values for log, values in answer.logs.items()})
+            if answer.notes is not None:
+                noted[name] = answer.notes
+        parts = _rows(named, count)
+        for name in (name for name, column in named.items() if any(map(math.isnan, column))):
+            for part in parts:
+                if math.isnan(part[name]):
+                    del part[name]
+        marked = [answer.scores for answer in answers if answer.scores is not None]
+        marks: list[float | None] = [sum(row) / len(row) for row in zip(*marked, strict=True)] or [None] * count
+        if normalises:
+            unnormalised = self._weighed([answer.rewards for answer in answers])
+            for part, value in zip(parts, unnormalised, strict=True):
+                part[UNNORMALISED] = value
+            marks = marks if marked else [*unnormalised]
+        values = self._weighed([term.rewards for term in terms])
+        columns = values, parts, marks, _rows(noted, count), self._turns(answers, terms)
+        return list(starmap(Score, zip(*columns, strict=True)))
 
-    def _turns(self, answers: Sequence[Answer], terms: Sequence[Scaled], i: int) -> tuple[tuple[int, float], ...]:
+    def _turns(self, answers: Sequence[Answer], terms: Sequence[Scaled]) -> list[tuple[tuple[int, float], ...]]:
         """What fell where, by weight and scale; what a normalisation takes away falls where the rest does."""
-        turns = [
-            (position, weight * term.factors[i] * reward)
-            for weight, term, answer in zip(self._weights, terms, answers, strict=True)
-            if answer.turns is not None
-            for position, reward in answer.turns[i]
-        ]
-        return tuple(sorted(turns))
+        turns: list[list[tuple[int, float]]] = [[] for _ in answers[0].rewards]
+        for weight, term, answer in zip(self._weights, terms, answers, strict=True):
+            if answer.turns is not None:
+                for own, factor, fell in zip(turns, term.factors, answer.turns, strict=True):
+                    own.extend((position, weight * factor * reward) for position, reward in fell)
+        return [tuple(sorted(own)) for own in turns]
 
-    def _weighed(self, rewards: Sequence[float]) -> float:
-        return sum(weight * reward for weight, reward in zip(self._weights, rewards, strict=True))
+    def _weighed(self, columns: Sequence[Sequence[float]]) -> list[float]:
+        """The sums of the sources' columns by their weights."""
+        return [sum(map(mul, self._weights, row)) for row in zip(*columns, strict=True)]
 
 
 class PlainReward:
@@ -283,6 +291,13 @@ class PlainReward:
 
     def take_report(self) -> Report:
         return self._reward.take_report()
+
+
+def _rows(columns: Mapping[str, Sequence[T]], count: int) -> list[dict[str, T]]:
+    """The named columns as `count` rows."""
+    if not columns:
+        return [{} for _ in range(count)]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _require_finite(answer: Answer) -> None:

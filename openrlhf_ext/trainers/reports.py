@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from openrlhf_ext.batch.types import Experience, Signals
-from openrlhf_ext.ops.advantage import on_actions
 from openrlhf_ext.trainers.experience import penalised_scores, reward_kl
 from openrlhf_ext.trainers.rollouts import StepRollouts
 from openrlhf_ext.trainers.settings import RLSettings
@@ -117,10 +117,10 @@ def experience_report(
     """What is learned from: penalised rewards, advantages, returns, and the KL that the reward was charged for."""
     action_BA, columns = experience.batch.action_BA, experience.columns
     tokens = float(action_BA.count_nonzero())
-    advantage_N = on_actions(columns["advantages"], action_BA).double()
+    advantage = token_mean(columns["advantages"], action_BA)
     report = {
-        "advantage": Metric(float(advantage_N.sum()), tokens),
-        "advantage/std": Metric(float(advantage_N.std(correction=0)) * tokens if tokens else 0.0, tokens),
+        "advantage": advantage,
+        "advantage/std": Metric(deviation(columns["advantages"], action_BA, advantage) * tokens, tokens),
         "return": token_mean(columns["returns"], action_BA),
     }
     if settings.length_penalties is not None:
@@ -146,7 +146,16 @@ def critic_report(report: Report) -> dict[str, Metric]:
 
 def token_mean(values_BA: Tensor, action_BA: Tensor) -> Metric:
     """The mean over actions, weighted by their number; the values are 0 elsewhere."""
-    return Metric(float(values_BA.sum()), float(action_BA.count_nonzero()))
+    return Metric(float(values_BA.sum(dim=1).sum(dtype=torch.float64)), float(action_BA.count_nonzero()))
+
+
+def deviation(values_BA: Tensor, action_BA: Tensor, mean: Metric) -> float:
+    """The standard deviation over actions of values with that mean; 0 where there are none."""
+    if not mean.weight:
+        return 0.0
+    centred_BA = (values_BA - mean.value).where(action_BA, 0.0)
+    of_rows_B = torch.linalg.vector_norm(centred_BA, dim=1)
+    return float(torch.linalg.vector_norm(of_rows_B, dtype=torch.float64)) / math.sqrt(mean.weight)
 
 
 def under(role: str, report: Report) -> dict[str, Metric]:

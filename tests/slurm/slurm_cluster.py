@@ -12,7 +12,8 @@ import shutil
 import signal
 import subprocess
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -245,12 +246,18 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
     def start_node(self, name: str) -> None:
         self.daemon(name, "slurmd", "-D", "-N", name)
 
-    def kill_node(self, name: str) -> None:
-        """As if its power had gone: the daemon and all that it had started."""
-        for process in self.processes(name):
+    @contextmanager
+    def without(self, name: str, *, power: bool = True) -> Iterator[None]:
+        """The node is lost, and there again afterwards: its daemon, and with its power all that it had started."""
+        for process in self.processes(name) if power else []:
             process.kill()
         for daemon in self.hosts[name].daemons:
             daemon.kill()
+        try:
+            yield
+        finally:
+            self.start_node(name)
+            self.until_idle()
 
     def until_idle(self) -> None:
         end = time.monotonic() + 30

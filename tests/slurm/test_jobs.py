@@ -239,28 +239,27 @@ def test_scancel_leaves_nothing(cluster: SlurmCluster, workshop: Path, script: S
     nothing_is_left(cluster)
 
 
-def test_a_lost_node_ends_the_job_and_leaves_nothing(cluster: SlurmCluster, workshop: Path, script: Script) -> None:
+@pytest.mark.parametrize("power", [False, True], ids=["slurmd", "power"])
+def test_a_lost_node_ends_the_job_and_leaves_nothing(
+    cluster: SlurmCluster, workshop: Path, script: Script, power: bool
+) -> None:
     job = _running(cluster, workshop, script, "--no-requeue")
-    cluster.kill_node("node2")
-    ended = cluster.wait(job, *OVER, seconds=180)
-    assert ended["JobState"] in ("NODE_FAIL", "FAILED"), cluster.output(job)
-    assert "Node failure on node2" in cluster.output(job)  # Slurm's own word for it
-    nothing_is_left(cluster)
-    cluster.start_node("node2")
-    cluster.until_idle()
+    with cluster.without("node2", power=power):
+        ended = cluster.wait(job, *OVER, seconds=180)
+        assert ended["JobState"] in ("NODE_FAIL", "FAILED"), cluster.output(job)
+        assert "Node failure on node2" in cluster.output(job)  # Slurm's own word for it
+        nothing_is_left(cluster)
 
 
 def test_a_node_that_rl_loses_ends_the_job_and_is_named(cluster: SlurmCluster, workshop: Path, script: Script) -> None:
     # This Slurm gives a node up after 20 s, about as soon as Ray does; with its default of 300 s Ray is first, as here.
     words = ["--nodes=2", "--no-requeue", "--no-kill", script("train_ppo_ray.sh"), *RL, "--train.num_episodes", "1000"]
     job = _at_step_2(cluster, cluster.submit(*words, env=rl_overrides(workshop, cluster)))
-    cluster.kill_node("node2")
-    ended = cluster.wait(job, *OVER, seconds=240)
-    assert ended["JobState"] in ("NODE_FAIL", "FAILED"), cluster.output(job)
-    assert "node2 was lost" in cluster.output(job)
-    nothing_is_left(cluster)
-    cluster.start_node("node2")
-    cluster.until_idle()
+    with cluster.without("node2"):
+        ended = cluster.wait(job, *OVER, seconds=240)
+        assert ended["JobState"] in ("NODE_FAIL", "FAILED"), cluster.output(job)
+        assert "node2 was lost" in cluster.output(job)
+        nothing_is_left(cluster)
 
 
 def _running(cluster: SlurmCluster, workshop: Path, script: Script, *flags: str) -> int:

@@ -73,7 +73,7 @@ def test_padding_row_by_row(n, seed):
         assert batch.lengths_B[b] == len(r.token_ids)
         assert batch.action_BA[b].tolist() == [*r.action_mask[1:], *[False] * rest]
         torch.testing.assert_close(batch.sampler_logp_BA[b], torch.tensor([*r.logprobs[1:], *[0.0] * rest]))
-    assert batch.tokens_BT.dtype == torch.int64 and batch.action_BA.dtype == torch.bool
+    assert batch.tokens_BT.dtype == torch.int32 and batch.action_BA.dtype == torch.bool
     assert batch.sampler_logp_BA.dtype == torch.float32
 
 
