@@ -119,7 +119,9 @@ await() { # TELL COMMAND...
   deaf "$@" &
   pid=$!
   # shellcheck disable=SC2064 # as they are now
-  trap "warned=yes; say 'the time is nearly up: saving'; $tell $pid" USR1 TERM
+  trap "warned=yes; say 'the time is nearly up: saving'; $tell $pid" USR1
+  # shellcheck disable=SC2064
+  trap "warned=yes; say 'Slurm ends this job: saving what can be saved'; $tell $pid" TERM
   exit_code "$pid" || code=$?
   trap - USR1 TERM
   return "$code"

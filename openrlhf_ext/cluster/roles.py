@@ -35,16 +35,9 @@ def stored_by_node(given: Sequence[Any], nodes: Sequence[str]) -> list[Stored]:
     """What each rank is `given`, in the object store: one object for all the ranks of a node, since each costs the
     driver a millisecond.
     """
-    ranks_of: dict[str, list[int]] = {}
-    for rank, node in enumerate(nodes):
-        ranks_of.setdefault(node, []).append(rank)
-    stored = {
-        rank: (listed, place)
-        for ranks in ranks_of.values()
-        for listed in [ray.put([given[rank] for rank in ranks])]
-        for place, rank in enumerate(ranks)
-    }
-    return [stored[rank] for rank in range(len(nodes))]
+    ranks_on = {node: [rank for rank, own in enumerate(nodes) if own == node] for node in dict.fromkeys(nodes)}
+    stored = {node: ray.put([given[rank] for rank in ranks]) for node, ranks in ranks_on.items()}
+    return [(stored[node], ranks_on[node].index(rank)) for rank, node in enumerate(nodes)]
 
 
 class StoredShares:

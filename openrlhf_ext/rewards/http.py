@@ -236,7 +236,7 @@ class HttpSource:
 
     async def _request(self, call: _Call, rows: range, url: str) -> Answer:
         part = call.batch.part(rows.start, rows.stop)
-        body = json.dumps({"query": part.queries, "prompts": part.prompts, "labels": part.labels})
+        body = json.dumps({"query": part.queries[:], "prompts": part.prompts, "labels": part.labels})
         headers = {"Content-Type": "application/json"}
         self._counts["requests"] += 1
         self._counts["rows"] += len(rows)

@@ -9,13 +9,14 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import openrlhf_ext
 from openrlhf_ext.errors import RewardError, UserError
@@ -46,6 +47,33 @@ class AsksJudge(Protocol):
     def take_report(self) -> Report: ...
 
 
+class Decoded(Sequence[str]):
+    """`count` texts that are decoded when somebody reads one: files and servers do, rules, judges and students look at
+    the answers alone. A million tokens take the driver about half a second (docs/benchmarks.md).
+    """
+
+    def __init__(self, count: int, decode: Callable[[], list[str]]) -> None:
+        self._count = count
+        self._decode = decode
+        self._texts: list[str] | None = None
+        self._lock = threading.Lock()  # several sources read at once
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        with self._lock:
+            if self._texts is None:
+                self._texts = self._decode()
+        return self._texts[index]
+
+
 @dataclass(frozen=True, slots=True)
 class RewardBatch:
     """One entry per sample in every list. `columns` are the other columns of the samples' rows.
@@ -54,7 +82,7 @@ class RewardBatch:
     made before any model is there.
     """
 
-    queries: list[str]
+    queries: Sequence[str]
     prompts: list[str]
     labels: list[Any]
     columns: Mapping[str, Sequence[Any]]
@@ -65,7 +93,7 @@ class RewardBatch:
     def texts(self) -> dict[str, Any]:
         """What a reward function is called with."""
         return {
-            "queries": self.queries, "prompts": self.prompts, "labels": self.labels, "columns": dict(self.columns)
+            "queries": self.queries[:], "prompts": self.prompts, "labels": self.labels, "columns": dict(self.columns)
         }  # fmt: skip
 
     def part(self, start: int, stop: int) -> RewardBatch:

@@ -23,7 +23,7 @@ from openrlhf_ext.rewards.answer import (
 )
 from openrlhf_ext.rewards.normalise import Scaled, normalised
 from openrlhf_ext.rewards.outcome import FailedEpisodes
-from openrlhf_ext.rewards.process import AsksLater, RewardBatch
+from openrlhf_ext.rewards.process import AsksLater, Decoded, RewardBatch
 from openrlhf_ext.rewards.sources import Normalisation, RewardSettings, RewardSource, RoleSource
 from openrlhf_ext.types import Metric, Outcome, Prompt, Report, Rollout, Score, ScoreFailure, merge_reports
 
@@ -131,7 +131,8 @@ class WeightedReward:
             self._try(*self._tried_later.pop())
         sizes = [len(rollouts) for _, rollouts in groups]
         samples = [(prompt, rollout) for prompt, rollouts in groups for rollout in rollouts]
-        batch = _batch([prompt for prompt, _ in samples], self._queries(groups), samples)
+        queries = Decoded(len(samples), lambda: self._queries(groups))
+        batch = _batch([prompt for prompt, _ in samples], queries, samples)
         if len(self._sources) == 1:
             results = [self._ask(self._sources[0], batch, sizes)]
         else:
@@ -330,7 +331,7 @@ def _split(answer: Answer, sizes: Sequence[int]) -> Iterable[Answer]:
 
 
 def _batch(
-    prompts: Sequence[Prompt], queries: list[str], samples: Sequence[tuple[Prompt, Rollout]] = ()
+    prompts: Sequence[Prompt], queries: Sequence[str], samples: Sequence[tuple[Prompt, Rollout]] = ()
 ) -> RewardBatch:
     """Columns that only some rows have (a mixture) are None for the others.
 

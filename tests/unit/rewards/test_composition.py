@@ -189,3 +189,29 @@ def test_in_a_game_a_reward_is_compared_with_those_of_its_role(rewards, how, dat
         for group, named, expected in zip(found, roles, alone, strict=True):
             assert [x for x, r in zip(group.rewards, named, strict=True) if r == role] == expected.rewards
             assert [x for x, r in zip(group.factors, named, strict=True) if r == role] == expected.factors
+
+
+class Reader(Numbers):
+    """A source that reads the texts of all tokens."""
+
+    def ask(self, batch, timeout_s: float) -> Answer:
+        self.read = [*batch.queries]
+        return super().ask(batch, timeout_s)
+
+
+def test_tokens_are_decoded_once_and_only_for_who_reads_the_texts():
+    decoded = []
+
+    class Tokenizer:
+        def batch_decode(self, rows, *, skip_special_tokens: bool) -> list[str]:
+            decoded.append(rows)
+            return [" ".join(map(str, row)) for row in rows]
+
+    settings = RewardSettings(max_retries=0)
+    rules = WeightedReward([Numbers("one"), Numbers("two")], settings, Tokenizer())
+    assert values(rules.score(groups([1, 2]))) == [[2.0, 4.0]]
+    assert not decoded
+    readers = [Reader("one"), Reader("two"), Numbers("three")]
+    assert values(WeightedReward(readers, settings, Tokenizer()).score(groups([1, 2]))) == [[3.0, 6.0]]
+    assert decoded == [[[1, 2], [1, 2]]]
+    assert [each.read for each in readers[:2]] == [["1 2", "1 2"]] * 2
