@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from openrlhf_ext.cli import boundary
-from openrlhf_ext.cli.help import answer_help
-from openrlhf_ext.config import parse
+from openrlhf_ext.cli.help import read_flags
 from openrlhf_ext.config.annotate import AnnotateConfig
 
 
 def main(argv: Sequence[str]) -> int:
-    if answer_help("annotate", argv, AnnotateConfig):
+    parsed = read_flags("annotate", argv, AnnotateConfig)
+    if parsed is None:
         return 0
-    parsed = parse(AnnotateConfig, argv)
-    for note in parsed.notes:
-        print(note, file=sys.stderr)
     from openrlhf_ext.cli.annotate_run import run
 
     return run(parsed.config)

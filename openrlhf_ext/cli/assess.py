@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from openrlhf_ext.cli import boundary
-from openrlhf_ext.cli.help import answer_help
-from openrlhf_ext.cli.main import names_one
-from openrlhf_ext.config import parse
+from openrlhf_ext.cli.main import subcommand
 from openrlhf_ext.config.assess import AssessConfig, AssessExportConfig, AssessReportConfig
 
 COMMANDS = {
@@ -22,15 +19,10 @@ def main(argv: Sequence[str]) -> int:
     """Raises ConfigError for a subcommand that is not there, and what the subcommands raise."""
     if argv and argv[0].startswith("--") and argv[0] != "--help":
         argv = ["serve", *argv]
-    if not names_one("openrlhf-ext assess", argv, {name: words for name, (_, words) in COMMANDS.items()}):
+    chosen = subcommand("assess", argv, COMMANDS)
+    if chosen is None:
         return 0
-    command, *rest = argv
-    tree = COMMANDS[command][0]
-    if answer_help(f"assess {command}", rest, tree):
-        return 0
-    parsed = parse(tree, rest)
-    for note in parsed.notes:
-        print(note, file=sys.stderr)
+    command, parsed = chosen
     if command == "serve":
         from openrlhf_ext.cli.assess_serve import run as serve
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from openrlhf_ext.cli import boundary
-from openrlhf_ext.cli.help import answer_help
-from openrlhf_ext.config import parse
+from openrlhf_ext.cli.help import read_flags
 from openrlhf_ext.config.evaluation import EvalConfig
 
 
 def main(argv: Sequence[str]) -> int:
-    if answer_help("eval", argv, EvalConfig):
+    parsed = read_flags("eval", argv, EvalConfig)
+    if parsed is None:
         return 0
-    parsed = parse(EvalConfig, argv)
-    for note in parsed.notes:
-        print(note, file=sys.stderr)
     if parsed.config.compare is not None:
         from openrlhf_ext.cli.eval_compare import run_compare
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from openrlhf_ext.config import TREES, Flag, flags_of
+from openrlhf_ext.config import TREES, Flag, Parsed, flags_of, parse
 from openrlhf_ext.config.fields import sections_of
 from openrlhf_ext.config.nearest import nearest
 from openrlhf_ext.errors import ConfigError
@@ -35,6 +35,19 @@ def answer_help(command: str, argv: Sequence[str], tree: type | None = None) -> 
     else:
         _section(console, command, tree, topic)
     return True
+
+
+def read_flags(command: str, argv: Sequence[str], tree: type) -> Parsed | None:
+    """The checked flags of the command with this tree, its notes said; None where they asked for help and have it.
+
+    Raises ConfigError as `parse` does.
+    """
+    if answer_help(command, argv, tree):
+        return None
+    parsed = parse(tree, argv)
+    for note in parsed.notes:
+        print(note, file=sys.stderr)
+    return parsed
 
 
 def _overview(console: Console, command: str, tree: type, everything: bool) -> None:

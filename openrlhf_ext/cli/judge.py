@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from openrlhf_ext.cli import boundary
-from openrlhf_ext.cli.help import answer_help
-from openrlhf_ext.cli.main import names_one
-from openrlhf_ext.config import parse
+from openrlhf_ext.cli.main import subcommand
 from openrlhf_ext.config.judge_command import CalibrateConfig, ServeJudgeConfig
 
 COMMANDS = {
@@ -19,15 +16,10 @@ COMMANDS = {
 
 def main(argv: Sequence[str]) -> int:
     """Raises ConfigError for a subcommand that is not there, and what the subcommands raise."""
-    if not names_one("openrlhf-ext judge", argv, {name: words for name, (_, words) in COMMANDS.items()}):
+    chosen = subcommand("judge", argv, COMMANDS)
+    if chosen is None:
         return 0
-    command, *rest = argv
-    tree = COMMANDS[command][0]
-    if answer_help(f"judge {command}", rest, tree):
-        return 0
-    parsed = parse(tree, rest)
-    for note in parsed.notes:
-        print(note, file=sys.stderr)
+    command, parsed = chosen
     if command == "calibrate":
         from openrlhf_ext.cli.judge_calibrate import run
 

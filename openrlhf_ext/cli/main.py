@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from openrlhf_ext.cli import boundary
 from openrlhf_ext.errors import ConfigError
+
+if TYPE_CHECKING:
+    from openrlhf_ext.config import Parsed
 
 # name -> (module with main(argv) -> exit code, what it does)
 COMMANDS: Mapping[str, tuple[str, str]] = {
@@ -66,6 +69,21 @@ def names_one(program: str, argv: Sequence[str], commands: Mapping[str, str]) ->
         ask = f"did you mean {near}" if near else f"the commands are {', '.join(commands)}"
         raise ConfigError(f"{program} {argv[0]}: there is no such command; {ask}.")
     return True
+
+
+def subcommand(
+    program: str, argv: Sequence[str], commands: Mapping[str, tuple[type, str]]
+) -> tuple[str, Parsed] | None:
+    """The one that `argv` begins with, and its flags by its tree; None where they asked for help and have it.
+
+    Raises ConfigError for a word that is none of them, and as `parse` does.
+    """
+    if not names_one(f"openrlhf-ext {program}", argv, {name: words for name, (_, words) in commands.items()}):
+        return None
+    from openrlhf_ext.cli.help import read_flags
+
+    parsed = read_flags(f"{program} {argv[0]}", argv[1:], commands[argv[0]][0])
+    return None if parsed is None else (argv[0], parsed)
 
 
 def main() -> NoReturn:
