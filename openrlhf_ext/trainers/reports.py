@@ -116,11 +116,12 @@ def experience_report(
 ) -> dict[str, Metric]:
     """What is learned from: penalised rewards, advantages, returns, and the KL that the reward was charged for."""
     action_BA, columns = experience.batch.action_BA, experience.columns
-    tokens = float(action_BA.count_nonzero())
     advantage = token_mean(columns["advantages"], action_BA)
     report = {
         "advantage": advantage,
-        "advantage/std": Metric(deviation(columns["advantages"], action_BA, advantage) * tokens, tokens),
+        "advantage/std": Metric(
+            deviation(columns["advantages"], action_BA, advantage) * advantage.weight, advantage.weight
+        ),
         "return": token_mean(columns["returns"], action_BA),
     }
     if settings.length_penalties is not None:
