@@ -27,9 +27,9 @@ SMALL = shlex.split("""
 --data.prompt_dataset train.jsonl --data.max_len 160 --rollout.max_new_tokens 12
 --rollout.batch_size 2 --rollout.n_samples_per_prompt 4 --rollout.micro_batch_size 8
 --train.batch_size 8 --train.micro_batch_size 4 --actor.adam.lr 1e-3 --actor.adam.eps 1e-6
---ckpt.save_steps 10
+--ckpt.save_steps 10 --ref.sync_steps 4
 """)  # fmt: skip
-SPREAD = shlex.split("--actor.num_gpus_per_node 2 --ref.num_gpus_per_node 2 --vllm.num_engines 2 --ref.sync_steps 4")
+SPREAD = shlex.split("--actor.num_gpus_per_node 2 --ref.num_gpus_per_node 2 --vllm.num_engines 2")
 
 ASKED = shlex.split("""
 --student.from_reference --student.teacher_logprobs policy --rollout.temperature 0.7 --data.max_samples 4
@@ -125,9 +125,9 @@ def test_one_yaml_gives_the_same_first_rewards_however_it_is_spread(mono: Record
 
 def test_the_reference_as_the_student_and_a_teacher_that_is_asked(workshop: Path):
     """Two steps with nothing but policy and reference; the trainer's forward agrees with the sampler."""
-    own = (
-        SMALL[: SMALL.index("--student.model_name_or_path")] + SMALL[SMALL.index("--student.model_name_or_path") + 2 :]
-    )
+    own = list(SMALL)
+    for name in ("--student.model_name_or_path", "--ref.sync_steps"):
+        del own[(at := own.index(name)) : at + 2]
     argv = [*own, *ASKED, *output_to("asked"), "--student.debug_dir", "asked/debug"]
     with job("rl", argv, workshop) as started:
         started.wait()
@@ -143,11 +143,12 @@ def test_the_reference_as_the_student_and_a_teacher_that_is_asked(workshop: Path
             assert member.score.value == pytest.approx(row["reward"], abs=1e-9)
 
 
-def test_the_reference_followed_and_is_in_the_checkpoints(spread: Record, mono: Record):
-    followed = [line["step"] for line in spread.metrics() if line.get("reference/followed")]
+@pytest.mark.parametrize("recipe", ["mono", "spread"])
+def test_the_reference_followed_and_is_in_the_checkpoints(recipe: str, request: pytest.FixtureRequest):
+    record: Record = request.getfixturevalue(recipe)
+    followed = [line["step"] for line in record.metrics() if line.get("reference/followed")]
     assert followed == [4, 8, 12, 16, 20]
-    assert not any("reference/followed" in line for line in mono.metrics())
-    saved = sorted((spread.folder / "checkpoints").glob("*/reference/model.safetensors"))
+    saved = sorted((record.folder / "checkpoints").glob("*/reference/model.safetensors"))
     assert len(saved) == 2
     assert saved[0].read_bytes() != saved[1].read_bytes()
 
