@@ -13,6 +13,11 @@ from openrlhf_ext.rollout.agents.executors import SamplingParams
 from openrlhf_ext.rollout.agents.talks import WrongType, as_number, require_turn
 
 TAKEN_FROM_PARAMS = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "skip_special_tokens")
+NOT_TAKEN = {
+    "min_tokens": 1, "frequency_penalty": 0, "presence_penalty": 0, "repetition_penalty": 1, "stop_token_ids": None,
+    "bad_words": None, "logit_bias": None,
+}  # fmt: skip
+"""With the values under which they change nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,9 @@ class EngineHandle:
         if multi_modal_data is not None:
             raise ValueError("an engine that plays episodes takes no images")
         tokens = [int(token) for token in prompt_token_ids]
+        for name, usual in NOT_TAKEN.items():
+            if (value := getattr(sampling_params, name, usual)) and value != usual:
+                raise ValueError(f"sampling_params.{name}={value!r} is not taken here: leave it out")
         sampling = {name: getattr(sampling_params, name, None) for name in TAKEN_FROM_PARAMS}
         stop = getattr(sampling_params, "stop", None) or []
         sampling["stop"] = [stop] if isinstance(stop, str) else list(stop)

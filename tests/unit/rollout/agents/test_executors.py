@@ -56,6 +56,8 @@ class AgentExecutor(MultiTurnAgentExecutor):
             return await single.execute(prompt, label, sampling_params, max_length, hf_tokenizer, llm_engine)
         if label == 2:
             sampling_params.temperature = -1.0
+        if label == 11:
+            sampling_params.min_tokens = 5
         if label == 3:
             thread, found = in_a_thread(lambda: llm_engine.generate(tokens, deepcopy(sampling_params)))
             while thread.is_alive():
@@ -98,7 +100,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def custom(model: str, tmp_path_factory: pytest.TempPathFactory) -> Played:
     path = write(tmp_path_factory.mktemp("custom"), CUSTOM, head="")
-    return play(path, asked(prompts=11, samples=2), model=model, concurrent=5, timeout_s=60.0)
+    return play(path, asked(prompts=12, samples=2), model=model, concurrent=5, timeout_s=60.0)
 
 
 def test_its_documented_example_runs_unchanged(model: str):
@@ -152,7 +154,7 @@ def test_an_executor_that_gives_no_reward_says_so(custom: Played):
 
 @pytest.mark.parametrize("label", [3, 4])
 def test_a_custom_executor_in_its_episode_or_beside_it(custom: Played, label: int):
-    for request, rollout in zip(asked(11)[2 * label :], custom.rollouts[2 * label : 2 * label + 2], strict=False):
+    for request, rollout in zip(asked(12)[2 * label :], custom.rollouts[2 * label : 2 * label + 2], strict=False):
         assert isinstance(rollout.outcome, Outcome), rollout.outcome
         start = len(request.prompt.token_ids)
         assert rollout.outcome.turns == ((len(rollout.token_ids) - 1, 1.5),)
@@ -176,6 +178,7 @@ def test_an_action_that_was_cut_is_its_beginning(custom: Played):
         (7, "wrong_type", "said nothing"),
         (8, "wrong_type", "execute returned NoneType"),
         (10, "not_finite", "inf"),
+        (11, "exception", "sampling_params.min_tokens=5 is not taken here"),
     ],
 )
 def test_what_an_executor_gets_wrong_is_its_failure(custom: Played, label: int, reason: str, words: str):
