@@ -59,15 +59,16 @@ def gather(calls: Sequence[ray.ObjectRef], what: str, at: Moment | None = None) 
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """A process that died while it was waited for, or did not come to life."""
+    """A process that died while it was waited for, did not come to life, or can no longer do what it is for."""
 
     reason: str
 
 
 def outcomes(calls: Sequence[ray.ObjectRef], what: str) -> list[Any]:
-    """The results of all calls, in order, when all have ended; a Death for each whose process died.
+    """The results of all calls, in order, when all have ended; a Death for each whose process died or raised what is
+    not for the user to mend, as an engine does that has lost a process of its own.
 
-    Raises what a worker raised, as `gather` does.
+    Raises UserError: what a worker raised for the user to mend, as it was.
     """
     with waiting(what):
         ray.wait(list(calls), num_returns=len(calls), fetch_local=False)
@@ -76,7 +77,9 @@ def outcomes(calls: Sequence[ray.ObjectRef], what: str) -> list[Any]:
         try:
             results.append(ray.get(call))
         except RayTaskError as error:
-            raise _raised_by(error) from None
+            if isinstance(raised := _raised_by(error), UserError):
+                raise raised from None
+            results.append(Death(_in_short(error)))
         except (RayActorError, OutOfMemoryError) as error:
             results.append(Death(_in_short(error)))
     return results

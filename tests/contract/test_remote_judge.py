@@ -21,7 +21,9 @@ pytestmark = pytest.mark.slow
 
 
 class Echo:
-    """Answers with the question and notes whom it was asked; "die once" kills its process once, "die" each time."""
+    """Answers with the question and notes whom it was asked; "die once" kills its process once, "die" each time,
+    "fail once" raises as an engine does that has lost a process of its own.
+    """
 
     def __init__(self, folder: str, place: int, broken: bool = False) -> None:
         if broken:
@@ -34,6 +36,9 @@ class Echo:
             with (self.folder / "asked").open("a") as asked:
                 asked.write(f"{self.place} {text}\n")
             once = self.folder / "died"
+            if text == "fail once" and not once.exists():
+                once.touch()
+                raise RuntimeError("EngineDeadError")
             if text == "die" or (text == "die once" and not once.exists()):
                 once.touch()
                 os._exit(1)
@@ -96,13 +101,15 @@ def test_answers_are_in_order_and_everyone_has_a_share(tmp_path: Path):
     assert judge.reply([]) == []
 
 
-def test_an_engine_that_dies_is_replaced_and_its_questions_alone_are_asked_again(tmp_path: Path):
+@pytest.mark.parametrize("trouble", ["die once", "fail once"])
+def test_an_engine_that_dies_is_replaced_and_its_questions_alone_are_asked_again(tmp_path: Path, trouble: str):
     started = Started(tmp_path)
     judge = RemoteJudge("echo", JudgeEngines(started, 2), Phases({}))
-    assert texts(judge.reply(questions("a", "b", "c", "die once", "e", "f"))) == ["A", "B", "C", "DIE ONCE", "E", "F"]
+    asked_for = ["a", "b", "c", trouble, "e", "f"]
+    assert texts(judge.reply(questions(*asked_for))) == [text.upper() for text in asked_for]
     asked = [line.split(" ", 1)[1] for line in started.asked()]
     assert {text: asked.count(text) for text in ("a", "c", "e")} == {"a": 1, "c": 1, "e": 1}
-    assert asked.count("b") == asked.count("die once") == 2
+    assert asked.count("b") == asked.count(trouble) == 2
     assert judge.take_counts() == {"restarts": 1} and judge.take_counts() == {}
     assert started.places == [0, 1, 1]
     assert texts(judge.reply(questions("g", "h"))) == ["G", "H"]
