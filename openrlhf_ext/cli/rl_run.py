@@ -275,11 +275,9 @@ def _evaluation(cfg: RLConfig, data: RLData, generator: Generator, reward: Rewar
     def evaluate(step: int) -> dict[str, float]:
         found = evaluate_generation(prompts, generator, reward, sampling)
         metrics = found.metrics()
-        return metrics | {
-            name: value
-            for name, value in record.keep(step, rows_of(data.held_out, found.answers)).items()
-            if name not in metrics
-        }
+        kept = record.keep(step, rows_of(data.held_out, found.answers))
+        costs = {f"eval/{name}": metric.value for name, metric in reward.take_report().items()}
+        return costs | kept | metrics
 
     return evaluate
 

@@ -165,7 +165,6 @@ class RolloutSource:
         if drawn is None:
             return []
         sampling = replace(self._settings.sampling, seed=derive_seed(self._settings.seed, "rollout", step))
-        self._reward.take_report()  # an evaluation's is not this step's
         outcomes = self._sampled(drawn.prompts, sampling)
         while more := self._prompts.take(len(drawn.prompts) - sum(map(self._fills, outcomes))).prompts:
             outcomes += self._sampled(more, sampling)
