@@ -190,7 +190,7 @@ def judge_of(cfg: EvalConfig, mode: Mode) -> Judge:
 def judge_rule(cfg: EvalConfig) -> str:
     """Whose verdicts, by which rubric."""
     assert cfg.judge.prompt is not None
-    mark = fingerprint(cfg.judge.model_name_or_path or cfg.judge.url or "", load_rubric(cfg.judge.prompt))
+    mark = fingerprint(cfg.judge, load_rubric(cfg.judge.prompt))
     return f"{cfg.judge.served_model_name or cfg.judge.model_name_or_path} {mark['model']} by {mark['rubric']}"
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from openrlhf_ext.cli.judge_calibration import FILE, fingerprint, folder_of
+from openrlhf_ext.cli.judge_calibration import FILE, fingerprint, folder_of, name_of
 from openrlhf_ext.cli.judge_model import OpenJudge, open_judge, settings_of
 from openrlhf_ext.cli.judge_report import show
 from openrlhf_ext.cli.judge_rows import LabelledCase, labelled_cases
@@ -33,15 +33,15 @@ def run(parsed: Parsed) -> int:
     cfg: CalibrateConfig = parsed.config
     assert cfg.judge.prompt is not None
     rubric = load_rubric(cfg.judge.prompt)
-    cases = labelled_cases(cfg.data, rubric)
+    cases = labelled_cases(cfg.data, rubric, cfg.judge.mode)
     device = choose_device(cfg.device.type)
     folder = _folder(cfg)
     with open_judge(cfg.judge, device) as opened:
         measure = _pairwise if cfg.judge.mode == "pairwise" else _pointwise
         found = measure(cfg, opened, rubric, cases)
-        mark = fingerprint(cfg.judge.model_name_or_path or cfg.judge.url or "", rubric)
+        mark = fingerprint(cfg.judge, rubric, cfg.judge.mode)
     result = {
-        "judge": cfg.judge.model_name_or_path or f"{cfg.judge.served_model_name} at {cfg.judge.url}",
+        "judge": name_of(cfg.judge),
         "rubric": rubric.origin,
         "mode": cfg.judge.mode,
         "responses": len(cases),

@@ -10,7 +10,8 @@ from typing import Any
 
 from openrlhf_ext.cli.rl_judge import name_of_weights
 from openrlhf_ext.config.judge import JudgeSection
-from openrlhf_ext.rewards.judge.rubric import Rubric
+from openrlhf_ext.config.judge_command import JudgeModelFields
+from openrlhf_ext.rewards.judge.rubric import Mode, Rubric
 from openrlhf_ext.track.progress import console
 
 FILE = "calibration.json"
@@ -22,37 +23,43 @@ def folder_of(rubric: str) -> Path:
     return path.with_name(f"{path.stem}_calibration")
 
 
-def fingerprint(model: str, rubric: Rubric) -> dict[str, str]:
-    """Of the weights, or the endpoint, and of what the rubric says."""
+def name_of(flags: JudgeSection | JudgeModelFields) -> str:
+    """What people know the judge by."""
+    return flags.model_name_or_path or f"{flags.served_model_name} at {flags.url}"
+
+
+def fingerprint(flags: JudgeSection | JudgeModelFields, rubric: Rubric, mode: Mode = "pointwise") -> dict[str, str]:
+    """Of the weights, or the endpoint's model, of how it is asked, and of what the rubric says."""
     content = hashlib.blake2b(repr(replace(rubric, origin="")).encode(), digest_size=8).hexdigest()
-    return {"model": name_of_weights(model, "auto"), "rubric": content}
+    return {"model": name_of_weights(name_of(flags), "auto"), "mode": mode, "rubric": content}
 
 
 def say_if_no_better_than_chance(flags: JudgeSection, rubric: Rubric | None) -> None:
     """Before a training by this judge, where it was calibrated by the same rubric file."""
     if rubric is None or flags.prompt is None:
         return
-    warning = warning_of(flags.model_name_or_path or flags.url or "", rubric, flags.prompt)
+    warning = warning_of(flags, rubric)
     if warning:
         console.print(f"WARNING: {warning}", markup=False, soft_wrap=True)
 
 
-def warning_of(model: str, rubric: Rubric, rubric_file: str) -> str | None:
+def warning_of(flags: JudgeSection, rubric: Rubric) -> str | None:
     """A sentence if this judge was calibrated by this rubric and found no better than chance.
 
     Nothing where it was not calibrated, or another judge was.
     """
-    file = folder_of(rubric_file) / FILE
+    assert flags.prompt is not None, "a judge with a rubric"
+    file = folder_of(flags.prompt) / FILE
     if not file.is_file():
         return None
     try:
         found: Any = json.loads(file.read_text(encoding="utf-8"))
-        if found["fingerprint"] != fingerprint(model, rubric) or not found["no_better_than_chance"]:
+        if found["fingerprint"] != fingerprint(flags, rubric, flags.mode) or not found["no_better_than_chance"]:
             return None
         kappa = found["agreement"]["kappa"]
-        return (
-            f"the judge is no better than chance: on {found['responses']} labelled responses its kappa was "
-            f"{kappa['value']:.2f} ({kappa['low']:.2f} to {kappa['high']:.2f}), says {file}."
-        )
+        worth = "it never said which of two is better"  # then there is no kappa
+        if kappa["value"] is not None:
+            worth = f"its kappa was {kappa['value']:.2f} ({kappa['low']:.2f} to {kappa['high']:.2f})"
+        return f"the judge is no better than chance: on {found['responses']} labelled responses {worth}, says {file}."
     except (OSError, ValueError, KeyError, TypeError):
         return f"{file} is no result of judge calibrate, so nothing is known of the judge: run judge calibrate again."

@@ -9,8 +9,8 @@ from typing import Any
 from openrlhf_ext.config.judge_command import LabelledDataSection
 from openrlhf_ext.data.tables import Row, load_rows, require_columns
 from openrlhf_ext.errors import DataError
-from openrlhf_ext.rewards.judge.prompt import Case, write_prompt
-from openrlhf_ext.rewards.judge.rubric import Rubric
+from openrlhf_ext.rewards.judge.prompt import Case, check_case
+from openrlhf_ext.rewards.judge.rubric import Mode, Rubric
 
 RIGHT = ("1", "true", "yes", "right", "correct")
 WRONG = ("0", "false", "no", "wrong", "incorrect")
@@ -25,7 +25,7 @@ class LabelledCase:
     row: int
 
 
-def labelled_cases(data: LabelledDataSection, rubric: Rubric) -> list[LabelledCase]:
+def labelled_cases(data: LabelledDataSection, rubric: Rubric, mode: Mode) -> list[LabelledCase]:
     """Every response with its label, in the order of the rows; of a row with two, the right one first.
 
     Raises DataError for a column or a label that is no use, RewardError for a row that lacks what the rubric shows.
@@ -37,7 +37,7 @@ def labelled_cases(data: LabelledDataSection, rubric: Rubric) -> list[LabelledCa
     require_columns(rows, {column: f"--data.{flag}" for flag, column in keys.items() if column})
     cases = [case for number, row in enumerate(rows) for case in _of_row(data, row, number)]
     for item in cases:
-        write_prompt(rubric, item.case)
+        check_case(rubric, mode, item.case)
     return cases
 
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import sys
+from collections import Counter
 
 from openrlhf_ext.cli.judge_model import open_judge, settings_of
 from openrlhf_ext.config import Parsed
@@ -29,13 +30,17 @@ def serve_judge(parsed: Parsed, listener: socket.socket) -> int:
     device = choose_device(cfg.device.type)
     limits = Limits(request=cfg.limits.request_mb * 1_000_000, waiting=cfg.limits.waiting_mb * 1_000_000)
     with open_judge(cfg.judge, device) as opened:
-        line = Line(judge_cases(opened.judge(rubric, settings_of(cfg.judge))), _say)
+        totals: Counter[str] = Counter()
+        line = Line(judge_cases(opened.judge(rubric, settings_of(cfg.judge)), totals), _say)
         _say(f"serving {opened.model.name} by {rubric.origin} at {url_of(listener)}; Ctrl-C stops it.")
         if reached_from_elsewhere(listener):
             _say(f"--host {cfg.host}: whoever can reach this address can use the server, which asks for no password.")
-        about = {"model": opened.model.name, "rubric": rubric.origin, "device": device.kind}
+        about = {"model": opened.model.name, "rubric": rubric.origin, "device": device.kind, "judge": totals}
         asyncio.run(serve(listener, line, limits, about, _say, judge_form(rubric)))
-        _say(f"stopped after {line.texts} texts of {line.requests} requests.")
+        lost = (
+            f"{totals['no_verdict']:g} without a verdict, {totals['parse_failures']:g} replies that could not be read"
+        )
+        _say(f"stopped after {line.texts} texts of {line.requests} requests: {lost}.")
         if line.busy:
             # An answer under way cannot be interrupted, and the interpreter would wait for it.
             sys.stdout.flush()

@@ -51,6 +51,18 @@ def pairs_need_siblings(config: RLConfig, explicit: Explicit) -> Iterator[Violat
         yield Violation("--judge.max_pairs", config.judge.max_pairs, "it has no effect without --judge.mode pairwise")
 
 
+def comparisons_show_no_progress(config: RLConfig, explicit: Explicit) -> Iterator[Violation]:
+    evaluated = config.eval.dataset is not None and config.eval.remote_url is None
+    alone = not (config.reward.remote_url or config.has_reward_model or config.has_student)
+    if config.has_judge_reward and config.judge.mode == "pairwise" and evaluated and alone:
+        yield Violation(
+            "--eval.remote_url",
+            None,
+            "a pairwise judge holds the answers against each other, which comes to the same mean for every model; name "
+            "what evaluation measures, or leave out --eval.dataset",
+        )
+
+
 def a_judgement_has_room(config: RLConfig, explicit: Explicit) -> Iterator[Violation]:
     judge = config.judge
     if judge.max_len is not None and judge.max_len <= judge.max_new_tokens:
@@ -84,6 +96,7 @@ JUDGE_RULES: tuple[Rule, ...] = (
     a_judge_has_work,
     votes_differ,
     pairs_need_siblings,
+    comparisons_show_no_progress,
     a_judgement_has_room,
     a_judge_that_shares_takes_one_gpu,
 )

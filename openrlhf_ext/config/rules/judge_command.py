@@ -90,12 +90,15 @@ def rows_have_labels(config: CalibrateConfig, explicit: Explicit) -> Iterator[Vi
         )
 
 
-def one_criterion_has_no_order(config: CalibrateConfig, explicit: Explicit) -> Iterator[Violation]:
-    if config.judge.mode == "pairwise" and "calibrate.order_rows" in explicit:
-        yield Violation(
-            "--calibrate.order_rows", config.calibrate.order_rows, "every pair is judged in both orders; leave it out"
-        )
-    if config.calibrate.repeats == 1:
+def what_is_measured_can_be(config: CalibrateConfig, explicit: Explicit) -> Iterator[Violation]:
+    if config.judge.mode == "pairwise":
+        for name in ("order_rows", "repeats", "repeat_temperature", "repeat_rows", "threshold"):
+            if f"calibrate.{name}" in explicit:
+                words = "every pair is judged in both orders" if name == "order_rows" else "it is for verdicts on one"
+                yield Violation(
+                    f"--calibrate.{name}", getattr(config.calibrate, name), f"{words}; leave it out with pairwise"
+                )
+    elif config.calibrate.repeats == 1:
         for name in ("repeat_temperature", "repeat_rows"):
             if f"calibrate.{name}" in explicit:
                 yield Violation(
@@ -106,7 +109,7 @@ def one_criterion_has_no_order(config: CalibrateConfig, explicit: Explicit) -> I
 _BOTH: tuple[Rule, ...] = (
     refused_flags, values_in_range, one_judge_is_named, a_rubric_is_named, votes_differ, an_answer_fits
 )  # fmt: skip
-CALIBRATE_RULES: tuple[Rule, ...] = (*_BOTH, rows_have_labels, one_criterion_has_no_order)
+CALIBRATE_RULES: tuple[Rule, ...] = (*_BOTH, rows_have_labels, what_is_measured_can_be)
 
 
 def a_request_may_wait(config: ServeJudgeConfig, explicit: Explicit) -> Iterator[Violation]:

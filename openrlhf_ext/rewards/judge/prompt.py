@@ -44,6 +44,14 @@ def write_prompt(rubric: Rubric, case: Case, special_tokens: tuple[str, ...] = (
     return _write(rubric, case, None, special_tokens)
 
 
+def check_case(rubric: Rubric, mode: Mode, case: Case) -> None:
+    """Raises RewardError where the row lacks what the instructions show, or they cannot be shown in this mode."""
+    if mode == "pairwise":
+        write_pair_prompt(rubric, case, case)
+    else:
+        write_prompt(rubric, case)
+
+
 def write_pair_prompt(rubric: Rubric, first: Case, second: Case, special_tokens: tuple[str, ...] = ()) -> Asked:
     """The prompt that shows the first response as A and the second, to the same prompt, as B."""
     return _write(rubric, first, second, special_tokens)

@@ -10,7 +10,7 @@ from typing import Any
 from openrlhf_ext.rewards.answer import Answer, AnswerError, Reason
 from openrlhf_ext.rewards.judge.asking import NoVerdict
 from openrlhf_ext.rewards.judge.judge import Judge, Verdict
-from openrlhf_ext.rewards.judge.prompt import Case, write_prompt
+from openrlhf_ext.rewards.judge.prompt import Case, check_case
 from openrlhf_ext.rewards.judge.types import LanguageModel
 from openrlhf_ext.rewards.process import RewardBatch
 from openrlhf_ext.types import Prompt, Report
@@ -47,9 +47,10 @@ class JudgeSource:
 
     def check_rows(self, prompts: Sequence[Prompt]) -> None:
         """Raises RewardError for the first row that lacks what the rubric's instructions show."""
-        assert self.judge.rubric is not None
+        rubric, mode = self.judge.rubric, self.judge.settings.mode
+        assert rubric is not None
         for prompt in prompts:
-            write_prompt(self.judge.rubric, Case(conversation(prompt), "", prompt.label, prompt.meta, prompt.id))
+            check_case(rubric, mode, Case(conversation(prompt), "", prompt.label, prompt.meta, prompt.id))
 
     def ask(self, batch: RewardBatch, timeout_s: float) -> Answer:
         """The verdicts on a batch. A judge needs as long as it needs; its engine or endpoint has limits of its own."""

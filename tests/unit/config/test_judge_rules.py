@@ -49,6 +49,10 @@ def test_a_judge_without_a_rubric_answers_reward_files():
         ("--judge.url http://host/v1 --judge.prompt rubric.yaml", "--judge.served_model_name: it is required"),
         (f"{JUDGE} --judge.n_samples 3", "--judge.n_samples 3: at temperature 0"),
         (f"{JUDGE} --judge.mode pairwise", "--judge.mode pairwise: it compares answers to one prompt"),
+        (
+            f"{JUDGE} --judge.mode pairwise --rollout.n_samples_per_prompt 2 --eval.dataset d",
+            "--eval.remote_url: a pairwise judge holds the answers against each other",
+        ),
         (f"{JUDGE} --judge.max_pairs 3", "--judge.max_pairs 3: it has no effect without --judge.mode pairwise"),
         (f"{JUDGE} --judge.max_len 200", "raise it above --judge.max_new_tokens 256"),
         (f"{JUDGE} --judge.enable_sleep", "add --train.colocate_all"),

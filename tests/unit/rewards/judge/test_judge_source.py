@@ -166,6 +166,18 @@ def test_rows_are_checked_before_anything_runs(source):
         checked.check_rows([Prompt("1", (1,), "t", meta={"kind": "x"}), Prompt("2", (1,), "t")])
 
 
+def test_instructions_are_checked_in_the_mode_that_shows_them():
+    criteria = "criteria: [{name: good, description: It is good., scale: boolean}]"
+    text = f"instructions: 'The end: {{{{ response | trim }}}}'\n{criteria}"
+    for mode in ("pointwise", "pairwise"):
+        checked = JudgeSource(Judge(read_rubric(text, "r.yaml"), JudgeSettings(mode)), "judge")
+        if mode == "pointwise":
+            checked.check_rows([Prompt("1", (1,), "t")])
+        else:
+            with pytest.raises(RewardError, match="no filter or test reads it"):
+                checked.check_rows([Prompt("1", (1,), "t")])
+
+
 def test_conversations():
     turns = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Hi"}]
     assert conversation(Prompt("1", (1,), "raw")) == "raw"
