@@ -78,6 +78,7 @@ def read_answer(value: Any, n: int) -> Answer:
         _numbers(value["rewards"], n, "'rewards'"),
         None if scores is None else _numbers(scores, n, "'scores'"),
         {str(name): _numbers(log, n, f"extra_logs[{name!r}]", one_for_all=True) for name, log in logs.items()},
+        _notes(value.get("notes"), n),
     )
 
 
@@ -85,6 +86,13 @@ def bad_positions(answer: Answer) -> list[int]:
     """The samples whose reward or score is not finite."""
     columns = [answer.rewards] + ([answer.scores] if answer.scores is not None else [])
     return [i for i, row in enumerate(zip(*columns, strict=True)) if not all(map(math.isfinite, row))]
+
+
+def _notes(value: Any, n: int) -> list[str] | None:
+    """OpenRLHF knows no notes: what another means by the word is none of ours."""
+    if not isinstance(value, list) or len(value) != n or not all(isinstance(note, str) for note in value):
+        return None
+    return value
 
 
 def _numbers(value: Any, n: int, what: str, *, one_for_all: bool = False) -> list[float]:

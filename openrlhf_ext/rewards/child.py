@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
+import itertools
 import json
 import os
 import pickle
@@ -80,6 +81,7 @@ class Wire:
         self.connection = connection
         self._lock = threading.Lock()
         self._waiting: dict[int, Future[list[Any]]] = {}
+        self._numbers = itertools.count()
 
     def send(self, message: Mapping[str, Any]) -> None:
         data = json.dumps(message).encode()
@@ -90,13 +92,14 @@ class Wire:
         """Send a question to the judge; the future has its answers."""
         answers: Future[list[Any]] = Future()
         with self._lock:
-            number = len(self._waiting)
+            number = next(self._numbers)
             self._waiting[number] = answers
         self.send({"ask": number, **question})
         return answers
 
     def answered(self, message: Mapping[str, Any]) -> None:
-        answers = self._waiting[message["ask"]]
+        with self._lock:
+            answers = self._waiting.pop(message["ask"])
         if "error" in message:
             answers.set_exception(RuntimeError(message["error"]))
         else:
@@ -169,7 +172,7 @@ def call(function: Callable[..., Any], request: Mapping[str, Any], wire: Wire) -
         return {"failure": error.reason, "detail": error.detail}
     except (Exception, SystemExit):
         return {"failure": "exception", "detail": _tail()}
-    return {"rewards": answer.rewards, "scores": answer.scores, "logs": answer.logs}
+    return {"rewards": answer.rewards, "scores": answer.scores, "logs": answer.logs, "notes": answer.notes}
 
 
 @functools.cache

@@ -28,7 +28,7 @@ from openrlhf_ext.types import Metric, Report
 
 AGAIN = {408, 425, 429, 500, 502, 503, 504}
 """The HTTP statuses after which the same request may be answered."""
-OF_ROWS = {"400", "413", "500", "502", "wrong_type"}
+OF_ROWS = {"400", "413", "422", "500", "502", "wrong_type"}
 """What may be one row's fault, or the size's: the server is there, and cannot answer for all of them."""
 DIVISIONS_IN_VAIN = 16
 """So many halves in a row without an answer: it is the server's fault, and no row's."""
@@ -182,9 +182,11 @@ class HttpSource:
             if call.in_vain >= DIVISIONS_IN_VAIN:
                 self._lost(call, half, error)
                 continue
+            circuit = self._turn()
             try:
                 async with call.gate:
-                    call.answers.append((half, await self._request(call, half, self._turn().url)))
+                    call.answers.append((half, await self._request(call, half, circuit.url)))
+                circuit.answered()
                 call.in_vain = 0
             except _Failed as failed:
                 call.in_vain += 1
@@ -278,8 +280,8 @@ def _retry_after(response: httpx.Response) -> float:
 
 
 def _joined(n: int, parts: Sequence[tuple[range, Answer]]) -> Answer:
-    """The answers in their places, not-a-number where there is none; scores and logs that all of them have."""
-    rewards, scores = [math.nan] * n, [math.nan] * n
+    """The answers in their places, not-a-number where there is none; scores, logs and notes that all of them have."""
+    rewards, scores, notes = [math.nan] * n, [math.nan] * n, [""] * n
     names = set.intersection(*(set(answer.logs) for _, answer in parts)) if parts else set()
     logs = {name: [math.nan] * n for name in sorted(names)}
     for rows, answer in parts:
@@ -287,10 +289,13 @@ def _joined(n: int, parts: Sequence[tuple[range, Answer]]) -> Answer:
         rewards[place] = answer.rewards
         if answer.scores is not None:
             scores[place] = answer.scores
+        if answer.notes is not None:
+            notes[place] = answer.notes
         for name, log in logs.items():
             log[place] = answer.logs[name]
     scored = bool(parts) and all(answer.scores is not None for _, answer in parts)
-    return Answer(rewards, scores if scored else None, logs)
+    noted = bool(parts) and all(answer.notes is not None for _, answer in parts)
+    return Answer(rewards, scores if scored else None, logs, notes if noted else None)
 
 
 def _names_host(url: str) -> bool:

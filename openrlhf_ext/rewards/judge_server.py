@@ -7,6 +7,7 @@ columns; what follows the prompt in a query is the response. The answer has "rew
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,10 @@ from openrlhf_ext.rewards.judge.asking import NoVerdict
 from openrlhf_ext.rewards.judge.judge import Judge, Verdict
 from openrlhf_ext.rewards.judge.prompt import Case, write_prompt
 from openrlhf_ext.rewards.judge.rubric import Rubric
-from openrlhf_ext.rewards.server import Form, Refused, object_of, texts_of
+from openrlhf_ext.rewards.server import Form, Refused, object_of, response_of, texts_of
 
+OF_THE_TEXT = {"parse", "refused", "too_long"}
+"""Why there is no verdict where another try would find none either."""
 SHAPE = 'send {"query": ["prompt and response", ...], "prompts": ["prompt", ...], "labels": [...]}'
 
 
@@ -29,12 +32,14 @@ class Judged:
     tokens: int
 
 
-def judge_cases(judge: Judge) -> Callable[[Sequence[Case]], list[Judged]]:
-    """What the line calls with the cases of a round."""
+def judge_cases(judge: Judge, totals: Counter[str]) -> Callable[[Sequence[Case]], list[Judged]]:
+    """What the line calls with the cases of a round; what the judge counted is added to the totals."""
 
     def score(cases: Sequence[Case]) -> list[Judged]:
         verdicts = judge.judge(cases)
         report = judge.take_report()
+        for name, metric in report.items():
+            totals[name.removeprefix("judge/")] += metric.total  # type: ignore[assignment]  # it adds floats as well
         tokens = sum(report[name].total for name in ("judge/prompt_tokens", "judge/answer_tokens") if name in report)
         return [Judged(verdict, round(tokens / len(cases))) for verdict in verdicts]
 
@@ -58,10 +63,8 @@ def cases_of(body: bytes, rubric: Rubric) -> list[Case]:
     labels = columns.pop("labels", [None] * len(queries))
     cases = []
     for place, (query, prompt) in enumerate(zip(queries, prompts, strict=True)):
-        if not query.startswith(prompt):
-            raise Refused(400, f"query[{place}] does not begin with prompts[{place}]: {SHAPE}.")
         row = {name: column[place] for name, column in columns.items()}
-        case = Case(prompt, query[len(prompt) :], labels[place], row, f"query[{place}]")
+        case = Case(prompt, response_of(query, prompt, place, SHAPE), labels[place], row, f"query[{place}]")
         try:
             write_prompt(rubric, case)
         except UserError as error:
@@ -71,13 +74,14 @@ def cases_of(body: bytes, rubric: Rubric) -> list[Case]:
 
 
 def answer(judged: Sequence[Judged], rubric: Rubric) -> dict[str, Any]:
-    """Raises Refused (502) where the judge gave no verdict: whoever asks may ask again."""
+    """Raises Refused where the judge gave no verdict: 502 where another try may do, 422 where none would."""
     verdicts = [each.verdict for each in judged]
     lost = [(place, v) for place, v in enumerate(verdicts) if isinstance(v, NoVerdict)]
     if lost:
         place, first = lost[0]
         raise Refused(
-            502, f"no verdict on {len(lost)} of {len(verdicts)}: of query[{place}] ({first.reason}: {first.detail})."
+            422 if all(verdict.reason in OF_THE_TEXT for _, verdict in lost) else 502,
+            f"no verdict on {len(lost)} of {len(verdicts)}: of query[{place}] ({first.reason}: {first.detail}).",
         )
     good = [verdict for verdict in verdicts if isinstance(verdict, Verdict)]
     rewards = [verdict.reward for verdict in good]

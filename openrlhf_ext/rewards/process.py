@@ -176,7 +176,7 @@ class PluginSource:
             raise AsksLater
         if "failure" in reply:
             raise AnswerError(reply["failure"], reply["detail"])
-        return Answer(reply["rewards"], reply["scores"], reply["logs"])
+        return Answer(reply["rewards"], reply["scores"], reply["logs"], reply["notes"])
 
     def take_report(self) -> Report:
         """What the judge cost that it asked; the caller counts the retries."""

@@ -15,6 +15,7 @@ import logging
 import math
 import signal
 import socket
+import unicodedata
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,9 @@ PATH = "/get_reward"
 FORM = 'send {"query": ["a text", ...]}'
 BACKLOG = 2048  # OpenRLHF asks about every sample over a connection of its own
 READ_S = 60.0
+LEAST_OF_PROMPT = 16
+"""Characters of a prompt that was cut by which it is known in a query."""
+CUT_CHARACTER = "\ufffd"
 GRACE_S = 5.0
 """Seconds that requests have to be answered after the server was told to stop."""
 
@@ -222,6 +226,21 @@ def texts_of(value: Mapping[str, Any], key: str, form: str) -> list[str]:
         except UnicodeEncodeError:
             raise Refused(400, f"{key}[{place}] holds half of a surrogate pair, which is no character.") from None
     return texts
+
+
+def response_of(query: str, prompt: str, place: int, form: str) -> str:
+    """What follows the prompt in a query, whose text is what its tokens stand for: it may be normalised otherwise, and
+    lack the beginning of a prompt that was too long, as OpenRLHF cuts one. Raises Refused (400) where it has another.
+    """
+    if query.startswith(prompt):
+        return query[len(prompt) :]
+    query, prompt = unicodedata.normalize("NFC", query).lstrip(CUT_CHARACTER), unicodedata.normalize("NFC", prompt)
+    start = prompt.find(query[:LEAST_OF_PROMPT])
+    while start >= 0:
+        if query.startswith(prompt[start:]):
+            return query[len(prompt) - start :]
+        start = prompt.find(query[:LEAST_OF_PROMPT], start + 1)
+    raise Refused(400, f"query[{place}] does not begin with prompts[{place}], nor with its end: {form}.")
 
 
 def answer(scored: Sequence[Scored]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from openrlhf_ext.errors import UserError
 from openrlhf_ext.rewards.process import RewardBatch
-from openrlhf_ext.rewards.server import Form, Refused, object_of, texts_of
+from openrlhf_ext.rewards.server import Form, Refused, object_of, response_of, texts_of
 from openrlhf_ext.rewards.student import StudentSource
 from openrlhf_ext.types import Prompt, Rollout
 
@@ -63,9 +63,8 @@ def cases_of(body: bytes, source: StudentSource, tokenizer: PreTrainedTokenizerB
         raise Refused(400, f"there is not one prompt and one label for each query: {SHAPE}.")
     cases = []
     for place, (query, prompt, label) in enumerate(zip(queries, prompts, labels, strict=True)):
-        if not query.startswith(prompt):
-            raise Refused(400, f"query[{place}] does not begin with prompts[{place}]: {SHAPE}.")
-        cases.append(_case(place, prompt, query[len(prompt) :], _columns(label, place), tokenizer))
+        said = response_of(query, prompt, place, SHAPE)
+        cases.append(_case(place, prompt, said, _columns(label, place), tokenizer))
     try:
         source.check([prompt for prompt, _ in cases], [rollout.response_length for _, rollout in cases])
     except UserError as error:

@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from jobs import MODULES, Job, job
 
 from openrlhf_ext.cli.judge import main
 from openrlhf_ext.cli.judge_calibration import warning_of
+from openrlhf_ext.config.judge import JudgeSection
 from openrlhf_ext.errors import UserError
 from openrlhf_ext.models.tiny import TinyShape, build_tiny_model
 from openrlhf_ext.rewards.judge.rubric_file import load_rubric
@@ -81,6 +83,12 @@ def calibrated(rule: Callable[[str], Any], flags: str, dataset: str = "rows") ->
     return json.loads(Path("rubric_calibration/calibration.json").read_text())
 
 
+def calibrated_judge(found: dict[str, Any]) -> JudgeSection:
+    """The flags by which `rl` trains with the judge that was calibrated."""
+    name, url = found["judge"].split(" at ")
+    return JudgeSection(url=url, served_model_name=name, prompt="rubric.yaml")
+
+
 def test_a_right_judge_agrees_in_every_figure(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = calibrated(grader, LABELLED + " --json --calibrate.repeats 2")
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == found
@@ -92,8 +100,7 @@ def test_a_right_judge_agrees_in_every_figure(folder: Path, capsys: pytest.Captu
     assert (found["consistency"]["rows"], found["consistency"]["unanimous"]["value"]) == (30, 1.0)
     assert not found["no_better_than_chance"] and not found["no_verdict"]
     assert (folder / "rubric_calibration/disagreements.jsonl").read_text() == ""
-    model, rubric = found["judge"].split(" at ")[1], load_rubric(folder / "rubric.yaml")
-    assert warning_of(model, rubric, str(folder / "rubric.yaml")) is None
+    assert warning_of(calibrated_judge(found), load_rubric("rubric.yaml")) is None
 
 
 def test_a_judge_that_says_yes_to_all_is_warned_of_here_and_before_training(
@@ -107,9 +114,10 @@ def test_a_judge_that_says_yes_to_all_is_warned_of_here_and_before_training(
     assert [row["response"] for row in rows] == [str(a + b + 1) for a, b in SUMS[::3]]
     assert {row["label"] for row in rows} == {"wrong"}
     assert "the first 10 disagreements" in said
-    model, rubric = found["judge"].split(" at ")[1], load_rubric(folder / "rubric.yaml")
-    assert "no better than chance" in (warning_of(model, rubric, str(folder / "rubric.yaml")) or "")
-    assert warning_of("another", rubric, str(folder / "rubric.yaml")) is None
+    flags, rubric = calibrated_judge(found), load_rubric("rubric.yaml")
+    assert "no better than chance: on 30" in (warning_of(flags, rubric) or "")
+    for other in ({"url": "http://another/v1"}, {"served_model_name": "another"}, {"mode": "pairwise"}):
+        assert warning_of(replace(flags, **other), rubric) is None
 
 
 def test_a_judge_that_the_order_of_criteria_turns_is_seen(folder: Path) -> None:
@@ -135,15 +143,28 @@ def test_pairs_in_both_orders(folder: Path) -> None:
     assert found["agreement"]["accuracy"]["value"] == pytest.approx((25 + 2 * 5) / 60)
 
 
+def test_a_judge_that_calls_everything_a_tie_is_no_use(folder: Path) -> None:
+    flags = "--data.prompt_key question --data.right_key truth --data.wrong_key hallucination --judge.mode pairwise"
+    found = calibrated(lambda prompt: {"correct": "tie", "tidy": "tie"}, flags, "pairs")
+    assert found["no_better_than_chance"] and found["ties"] == 60
+    judge = replace(calibrated_judge(found), mode="pairwise")
+    assert "never said which of two is better" in (warning_of(judge, load_rubric("rubric.yaml")) or "")
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
+        (
+            "--data.dataset pairs.jsonl --data.right_key truth --data.wrong_key hallucination --judge.mode pairwise "
+            "--calibrate.repeats 2",
+            "it is for verdicts on one; leave it out with pairwise",
+        ),
         ("--data.dataset rows.jsonl --data.response_key reply --data.label_key flag", "no column 'reply'"),
         ("--data.dataset rows.jsonl --data.response_key answer --data.label_key answer", "--data.right_values"),
         ("--data.dataset rows.jsonl --data.response_key answer --data.right_key answer", "takes the place of"),
         ("--data.dataset rows.jsonl --data.response_key answer --data.label_key flag", "cannot be reached"),
     ],
-    ids=["column", "label", "both forms", "endpoint"],
+    ids=["pairwise", "column", "label", "both forms", "endpoint"],
 )
 def test_what_is_wrong_is_a_sentence(folder: Path, flags: str, said: str) -> None:
     judge = "--judge.url http://127.0.0.1:9/v1 --judge.served_model_name judge --judge.prompt rubric.yaml"
@@ -199,9 +220,11 @@ def test_a_request_of_another_form_is_refused_in_a_sentence(served: tuple[Job, s
     verdict = httpx.post(url, json={"query": ["a b"], "prompts": ["a"]}, timeout=60).json()
     assert json.loads(verdict["notes"][0])["criteria"].keys() == {"correct", "tidy"}
     assert verdict["rewards"] == verdict["scores"]
+    assert httpx.get(url.replace("get_reward", "health")).json()["judge"]["asked"] >= 1
 
 
 def test_it_ends_when_it_is_told(served: tuple[Job, str]) -> None:
     process, _ = served
     process.driver.send_signal(signal.SIGINT)
-    assert "stopped after" in process.wait(0)
+    said = process.wait(0)
+    assert re.search(r"stopped after \d+ texts of \d+ requests: \d+ without a verdict", said)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,12 +22,15 @@ from transformers import PreTrainedTokenizerFast
 
 from openrlhf_ext.errors import ConfigError, RewardError
 from openrlhf_ext.rewards import openrlhf_plugin
+from openrlhf_ext.rewards.answer import AnswerError
+from openrlhf_ext.rewards.http import HttpSource
 from openrlhf_ext.rewards.judge.judge import Judge
 from openrlhf_ext.rewards.judge.rubric_file import load_rubric
 from openrlhf_ext.rewards.judge.types import NoReply, Question, Reply
 from openrlhf_ext.rewards.judge_server import judge_cases, judge_form
 from openrlhf_ext.rewards.line import Line
 from openrlhf_ext.rewards.load import RewardSettings, load_reward
+from openrlhf_ext.rewards.process import RewardBatch
 
 PLUGIN = openrlhf_plugin.__file__
 RUBRIC = """
@@ -110,7 +114,7 @@ def judge(tmp_path: Path) -> Iterator[tuple[ByRule, str]]:
     rubric, model = load_rubric(str(tmp_path / "rubric.yaml")), ByRule()
     asked = Judge(rubric)
     asked.connect(model)
-    with served(lambda: Line(judge_cases(asked), lambda text: None), judge_form(rubric)) as url:
+    with served(lambda: Line(judge_cases(asked, Counter()), lambda text: None), judge_form(rubric)) as url:
         yield model, url
 
 
@@ -159,7 +163,6 @@ def test_their_executor_with_our_plugin(theirs, judge, tokenizer, monkeypatch):
 
 def test_only_the_caller_of_a_bad_sample_gets_its_error(theirs, judge, tokenizer, monkeypatch):
     monkeypatch.setenv(openrlhf_plugin.URL, judge[1])
-    monkeypatch.setattr(openrlhf_plugin, "MAX_RETRIES", 0)
     gatherer = openrlhf_plugin.gatherer_from_environment()
     numbers = list(range(10, 18))
 
@@ -176,6 +179,21 @@ def test_only_the_caller_of_a_bad_sample_gets_its_error(theirs, judge, tokenizer
             assert isinstance(answer, RewardError) and "not this one" in str(answer)
         else:
             assert answer.logs["right"] == [1.0]
+    for _ in range(6):  # more than a server that is down would be asked
+        with pytest.raises(RewardError, match="not this one"):
+            gatherer.ask(["What is twice 13? refuse"], ["What is twice 13? "], ["26"])
+    assert gatherer.ask(["What is twice 5? it is 10."], ["What is twice 5? "], ["10"]).logs["right"] == [1.0]
+
+
+def test_a_prompt_that_they_cut_is_known_by_its_end(judge):
+    prompt = f"{'Once upon a time. ' * 20}What is twice 4? "
+    cut = prompt[100:]
+    answer = HttpSource("judge", judge[1]).ask(RewardBatch([f"{cut}it is 8."], [prompt], ["8"], {}), 10)
+    assert answer.logs["right"] == [1.0]
+    [note] = answer.notes
+    assert json.loads(note)["criteria"] == {"right": True, "length": 1}
+    with pytest.raises(AnswerError, match="does not begin with"):
+        HttpSource("judge", judge[1]).ask(RewardBatch(["4? it is 8."], [prompt], ["8"], {}), 10)
 
 
 def test_a_dead_server_is_an_error_for_everyone_and_no_hang(monkeypatch):

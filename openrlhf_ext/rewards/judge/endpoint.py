@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -32,6 +33,7 @@ T = TypeVar("T")
 KEY_VARIABLE = "OPENAI_API_KEY"
 LONGEST_WAIT_S = 60.0
 PROBE_S = 60.0
+TRIAL_S = 20.0  # so long the trial question is repeated
 PROBE_SCHEMA = {
     "type": "object",
     "properties": {"ready": {"type": "boolean"}},
@@ -105,7 +107,10 @@ class Endpoint:
         return counts
 
     def check(self, *, schema: bool = True) -> None:
-        """One small question, with a schema or for a text. Raises ConfigError, a sentence, if it is not answered."""
+        """One small question, with a schema or for a text. Raises ConfigError, a sentence, if it is not answered.
+
+        A server that is busy or not there yet (429, 5xx) is asked again for `TRIAL_S`.
+        """
         asked = [{"role": "user", "content": 'Answer {"ready": true}.'}]
         question = Question(asked, PROBE_SCHEMA if schema else None, max_new_tokens=32)
         models = self._run(self._models())
@@ -115,7 +120,7 @@ class Endpoint:
                 f"{self._whose} {self._shown} does not know the model {self._settings.model}: it has {known}."
             )
         try:
-            self._run(asyncio.wait_for(self._once(question), min(PROBE_S, self._settings.timeout_s)))
+            self._run(asyncio.wait_for(self._trial(question), min(PROBE_S, self._settings.timeout_s)))
         except (asyncio.TimeoutError, TimeoutError):
             raise ConfigError(
                 f"{self._whose} {self._shown} gave no answer within "
@@ -174,6 +179,20 @@ class Endpoint:
         else:
             self._breaker.succeeded()  # it answered, if only to refuse this question
         return NoReply(failed.reason, f"{self._shown}: {failed.detail}")
+
+    async def _trial(self, question: Question) -> None:
+        """Raises Failed; a server that is busy, or about to run, is asked again for a while."""
+        now = asyncio.get_running_loop().time
+        until = now() + TRIAL_S
+        for attempt in count():
+            try:
+                await self._once(question)
+                return
+            except Failed as failed:
+                wait_s = self._settings.backoff_s * 2**attempt if failed.wait_s is None else failed.wait_s
+                if not failed.retry or attempt == self._settings.max_retries or now() + wait_s > until:
+                    raise
+            await asyncio.sleep(wait_s)
 
     async def _pause(self) -> None:
         loop = asyncio.get_running_loop()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import email.utils
 import time
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 
-from openrlhf_ext.rewards.judge.types import Question, Reply
+from openrlhf_ext.rewards.judge.types import Question, Reply, WhyNoReply
 from openrlhf_ext.types import FinishReason
 
 TRANSIENT, FINAL = True, False
@@ -24,7 +24,7 @@ class Failed(Exception):
 
     def __init__(
         self,
-        reason: Literal["timeout", "crashed", "refused", "too_long"],
+        reason: WhyNoReply,
         detail: str,
         retry: bool,
         wait_s: float | None = None,
@@ -32,7 +32,7 @@ class Failed(Exception):
         of_server: bool = True,
     ) -> None:
         super().__init__(reason, detail)
-        self.reason: Literal["timeout", "crashed", "refused", "too_long"] = reason
+        self.reason: WhyNoReply = reason
         self.detail = detail
         self.retry = retry
         self.wait_s = wait_s
@@ -88,7 +88,7 @@ def failure_of(response: httpx.Response, secret: str, limit_name: str) -> Failed
     said = without_secret(response.text.strip(), secret)
     detail = f"HTTP status {status}: {said[:SHOWN]}"
     if status in AGAIN or status >= 500:
-        reason: Literal["refused", "crashed"] = "refused" if status == 429 else "crashed"
+        reason: WhyNoReply = "busy" if status == 429 else "crashed"
         return Failed(reason, detail, TRANSIENT, retry_after(response), of_server=status != 429)
     if limit_name == "max_tokens" and status == 400 and "max_completion_tokens" in said:
         raise LimitRenamed("max_completion_tokens")

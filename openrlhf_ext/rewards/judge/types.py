@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from openrlhf_ext.types import FinishReason
 
@@ -33,11 +33,15 @@ class Reply:
     answer_tokens: int
 
 
+WhyNoReply: TypeAlias = Literal["timeout", "busy", "crashed", "refused", "too_long"]
+"""`busy`: whoever is asked said that it was too much. `refused`, `too_long`: this question never gets one."""
+
+
 @dataclass(frozen=True, slots=True)
 class NoReply:
     """Why a question has no answer, after what retries the model's side makes itself."""
 
-    reason: Literal["timeout", "crashed", "refused", "too_long"]
+    reason: WhyNoReply
     detail: str
 
 

@@ -186,10 +186,10 @@ def test_numbers_that_are_none_fail_their_group_alone():
 
 
 def test_a_mistake_of_ours_is_not_repeated():
-    with serving(lambda n, found: (422, {}, "no such model")) as server:
+    with serving(lambda n, found: (404, {}, "no such model")) as server:
         values, _ = scored(server.url, 2, http=HttpSettings(), max_retries=5)
         assert len(server.requests) == 1
-    assert "HTTP status 422: no such model" in values[0].detail
+    assert "HTTP status 404: no such model" in values[0].detail
 
 
 def test_a_slow_request_is_over_at_its_time_limit_while_others_are_answered():

@@ -246,6 +246,11 @@ def test_the_check(server, connect):
     assert server.requests[0]["response_format"]["json_schema"]["strict"] is True
     server.models = None
     connect().check()
+    server.reactions.extend([429, 503])
+    connect().check()
+    server.reactions.extend([429, 503, 503])
+    with pytest.raises(ConfigError, match="HTTP status 503"):
+        connect().check()
     server.models = ["alpha", "beta"]
     with pytest.raises(ConfigError, match="does not know the model judge: it has alpha, beta"):
         connect().check()
