@@ -277,7 +277,7 @@ def _evaluation(cfg: RLConfig, data: RLData, generator: Generator, reward: Rewar
         metrics = found.metrics()
         kept = record.keep(step, rows_of(data.held_out, found.answers))
         costs = {f"eval/{name}": metric.value for name, metric in reward.take_report().items()}
-        return costs | kept | metrics
+        return metrics | {name: value for name, value in (kept | costs).items() if name not in metrics}
 
     return evaluate
 

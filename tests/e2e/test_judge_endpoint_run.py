@@ -55,7 +55,7 @@ def test_every_rollout_has_the_verdict_of_the_rule(workshop: Path, server: OpenA
     name = f"endpoint{len(ahead)}"
     judge = ["--judge.url", server.url, "--judge.served_model_name", "judge", "--judge.prompt", "digits.yaml"]
     scenario = [*FLAGS, *judge, "--judge.cache", "off", "--judge.max_retries", "8"]
-    flags = ["--reward.remote_url", "None", "--eval.dataset", "None", "--data.max_samples", "16"]
+    flags = ["--reward.remote_url", "None", "--data.max_samples", "16"]
     run("rl", [*scenario, *flags, *ahead, *output_to(name)], workshop)
     record = Record(workshop / name)
     assert record.steps()[-STEPS:] == list(range(1, STEPS + 1))
@@ -66,8 +66,10 @@ def test_every_rollout_has_the_verdict_of_the_rule(workshop: Path, server: OpenA
             right = graded(member.rollout.text)
             assert member.score.value == pytest.approx((2 * right["digits"] + (right["number"] - 1) / 4) / 3)
     total: Counter[str] = Counter()
-    for line in record.metrics()[-STEPS:]:
-        total.update({key.removeprefix("judge/"): value for key, value in line.items() if key.startswith("judge/")})
+    for line in record.metrics():
+        for prefix in ("judge/", "eval/judge/"):
+            total.update({key.removeprefix(prefix): value for key, value in line.items() if key.startswith(prefix)})
+    assert any(line.get("eval/judge/asked") for line in record.metrics())
     assert total["no_verdict"] == 0 and total["parse_failures"] == total["retried"] == 1, "the reply that was no JSON"
     assert total["failed_requests/busy"] == 2, "both 429"
     assert total["failed_requests/crashed"] == 4, "500, 503, a lost connection, a page"
