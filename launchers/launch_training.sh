@@ -16,6 +16,6 @@ case ${1:-} in
 esac
 command=$1
 shift
-run() { "$PYTHON" -m openrlhf_ext.cli.main "$@"; }
-run check "$command" "$@"
-run "$command" "$@"
+"$PYTHON" -m openrlhf_ext.cli.main check "$command" "$@"
+# In place of this shell: who signals its process (a stop, a save before the time is up) signals the training.
+exec "$PYTHON" -m openrlhf_ext.cli.main "$command" "$@"

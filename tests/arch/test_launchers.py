@@ -96,6 +96,34 @@ def test_wrong_words_are_answered_at_once(words: list[str], sentence: str):
     assert sentence in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("launcher", "word"),
+    [("launch_training.sh", "rl"), ("launch_mono.sh", "c.yaml"), ("launch_spread.sh", "c.yaml"), ("local.sh", "rl")],
+)
+def test_a_signal_to_the_launcher_reaches_the_command(launcher: str, word: str, tmp_path: Path):
+    python, began = tmp_path / "an installation" / "bin" / "python", tmp_path / "began"
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        "#!/bin/bash\n"
+        'case " $* " in *" check "*) exit 0 ;; esac\n'
+        "trap 'exit 75' USR1\n"
+        f"touch '{began}'\n"
+        "for _ in {1..400}; do sleep 0.05; done\n"
+    )
+    python.chmod(0o755)
+    (tmp_path / "c.yaml").touch()
+    words = ["bash", str(ROOT / "launchers" / launcher), word]
+    with subprocess.Popen(words, cwd=tmp_path, env=os.environ | {"VENV": str(python.parents[1])}) as started:
+        try:
+            while not began.exists():
+                assert started.poll() is None
+                time.sleep(0.01)
+            started.send_signal(signal.SIGUSR1)
+            assert started.wait(timeout=20) == 75
+        finally:
+            started.kill()
+
+
 # What Slurm tells a job script of two nodes with eight GPUs each. Nothing of Slurm is asked.
 GRANTED = {
     "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "gpu[1-2]", "SLURM_GPUS_ON_NODE": "8",
