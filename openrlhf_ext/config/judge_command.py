@@ -30,7 +30,7 @@ class JudgeModelFields:
     gpu_memory_utilization: float = flag(0.9, "part of a GPU's memory the engine may take")
     enforce_eager: bool = flag(False, "no compiled graphs")
     kv_cache_gb: float = flag(0.25, "GB of the engine's cache on a CPU")
-    threads: int | None = flag(None, "threads of the engine on a CPU (not set: as many as there are cores)")
+    threads: int | None = flag(None, "threads of the engine on a CPU (not set: one for each core that it may use)")
     concurrency: int = flag(16, "requests to the endpoint at a time")
     timeout_s: float = flag(60.0, "seconds one request to the endpoint may take")
     max_retries: int = flag(5, "requests after the first that failed")

@@ -8,13 +8,13 @@ under which a run logs their seconds (`seconds/<part>`), so that a finished run 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from openrlhf_ext.config.judge import questions_of_a_prompt
+from openrlhf_ext.cores import usable_cores
 from openrlhf_ext.plan.answers import answers_of
 from openrlhf_ext.plan.arithmetic import rows_per_step, sequences_per_row
 from openrlhf_ext.plan.disk import checkpoint_bytes
@@ -122,7 +122,7 @@ def speeds(setup: Setup, run: ModelRun | EngineRun, ranks: int) -> Speeds:
     """Of one rank, or of one GPU of an engine. Ranks share a CPU's cores; in a node with fewer GPUs, GPUs."""
     card = setup.hardware.card
     if card is None:
-        cores = (os.cpu_count() or 1) * setup.hardware.nodes / max(ranks, 1)
+        cores = usable_cores() * setup.hardware.nodes / max(ranks, 1)
         memory = cores * CORE_MEMORY
         return Speeds(cores * core_flops(run.dtype), memory, memory, memory)
     link = card.link_bandwidth if setup.hardware.nodes == 1 else min(card.link_bandwidth, NETWORK)

@@ -17,6 +17,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from openrlhf_ext.cores import usable_cores
+
 MEMORY_BYTES = 2 << 30  # beyond what the process has already
 MOST_WORKERS = 4
 
@@ -49,7 +51,7 @@ def each_in_time(
     places = iter(range(len(values)))
     workers: list[_Worker] = []
     try:
-        for _ in range(min(MOST_WORKERS, os.cpu_count() or 1, len(values))):
+        for _ in range(min(MOST_WORKERS, usable_cores(), len(values))):
             workers.append(_start(function))
             _give(workers, len(workers) - 1, values, next(places), limit_s)
         while busy := [worker for worker in workers if worker.place >= 0]:

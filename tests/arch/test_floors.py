@@ -9,7 +9,7 @@ import pytest
 from package_source import PACKAGE, Module, imports, lines_for_types, modules
 
 FLOORS = {
-    "errors": 0, "types": 0, "condition": 0, "config": 0, "plan": 0,
+    "errors": 0, "types": 0, "condition": 0, "cores": 0, "config": 0, "plan": 0,
     "ops": 1, "batch": 1, "device": 1, "track": 1,
     "ports": 2, "data": 2, "rewards": 2,
     "models": 3, "engine": 3, "rollout": 3,
@@ -26,7 +26,7 @@ HOMES = {
     "peft": {"models"},
     "bitsandbytes": {"models", "engine"},
     "transformers": {"data", "rewards", "models", "engine", "rollout"},
-    "torch": set(FLOORS) - {"errors", "types", "condition", "config", "plan", "cli"},
+    "torch": set(FLOORS) - {"errors", "types", "condition", "cores", "config", "plan", "cli"},
     "tyro": {"config", "cli"},
     "yaml": {"config", "rewards", "evaluation"},
     "textual": {"assess"},

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from openrlhf_ext.cli.launch import Launch, first_node, launch_of, parse_launched
@@ -79,3 +81,13 @@ def test_contradictions_are_said(monkeypatch):
         launch_of(TORCHRUN | {"WORLD_SIZE": "5"})
     with pytest.raises(ConfigError, match="RANK is 'x'"):
         launch_of(TORCHRUN | {"RANK": "x"})
+
+
+def test_ranks_have_the_threads_of_the_cores_that_slurm_gave(monkeypatch):
+    for name, value in (SRUN | {"SLURM_CPUS_ON_NODE": "32"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)))
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    parse_launched("sft", FLAGS)
+    assert os.environ["OMP_NUM_THREADS"] == "8"
