@@ -31,10 +31,10 @@ test: openrlhf
 test-slow: openrlhf
 	$(PYTEST) tests -m "slow and not gpu and not slurm and not browser" --durations=15
 
-# Installs Slurm where it may; else the tests skip and say why.
+# Installs Slurm and shellcheck where it may; else the tests skip and say why.
 test-slurm: openrlhf
 	tests/install.sh sbatch:slurm-wlm munged:munge shellcheck:shellcheck ip:iproute2
-	$(PYTEST) tests/slurm --durations=15
+	$(PYTEST) tests/slurm tests/arch/test_launchers.py --durations=15
 
 # The pages and the terminal programs, as a person drives them; installs Chromium and tmux where it may.
 test-browser: setup

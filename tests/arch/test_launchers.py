@@ -196,3 +196,13 @@ def test_a_rank_that_is_told_before_it_listens_hears_it_all_the_same(tmp_path: P
         rank.send_signal(signal.SIGUSR1)
         assert rank.wait(timeout=20) == 0
     assert ended.read_text() == "75\n"
+
+
+def test_what_cannot_be_installed_is_said_and_stops_nothing(tmp_path: Path):
+    for program, script in {"apt-get": "echo 'E: no route to the archive' >&2; exit 100", "sudo": '"${@:2}"'}.items():
+        (tmp_path / program).write_text(f"#!/bin/bash\n{script}\n")
+        (tmp_path / program).chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    done = run("bash", str(ROOT / "tests" / "install.sh"), "nowhere-to-be-found:package", env={"PATH": path})
+    assert done.returncode == 0
+    assert "not installed (apt-get update: E: no route to the archive): package; tests that need" in done.stdout
