@@ -60,21 +60,23 @@ def test_a_job_runs_to_its_end_and_its_log_is_followed(user: dict[str, str], wor
     assert nothing_is_left(user)
 
 
-def test_a_failing_job_s_exit_code_is_ours(user: dict[str, str], workshop: Path) -> None:
-    words = command(workshop, "--name", "broken", "--", "rl", "--actor.model_name_or_path", "/nowhere/at/all")
-    done = subprocess.run(words, env=user, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "FAILED" in done.stderr
-    assert "--data.prompt_dataset" in done.stdout
+@pytest.mark.usefixtures("flags")  # it makes the folder that is sent
+def test_a_failing_job_s_exit_code_is_ours_and_its_name_may_be_sent_again(user: dict[str, str], workshop: Path) -> None:
+    broken = ["rl", "--actor.model_name_or_path", "/nowhere/at/all", *where(workshop, "broken")]
+    words = command(workshop, "--name", "broken", "--", *broken)
+    for job in ("broken", "broken-2"):
+        done = subprocess.run(words, env=user, capture_output=True, text=True, timeout=200, check=False)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert f"job {job}: FAILED" in done.stderr
+        assert "--data.prompt_dataset" in done.stdout
 
 
 def test_without_the_token_nothing_is_taken(user: dict[str, str], workshop: Path, tmp_path: Path) -> None:
     stranger = {name: value for name, value in user.items() if not name.startswith("RAY_AUTH")} | {
         "HOME": str(tmp_path)
     }
-    done = subprocess.run(
-        command(workshop, "--", "rl"), env=stranger, capture_output=True, text=True, timeout=100, check=False
-    )
+    words = command(workshop, "--", "rl", *where(workshop, "stranger"))
+    done = subprocess.run(words, env=stranger, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 2
     assert "did not take the job" in done.stderr
 
@@ -82,10 +84,18 @@ def test_without_the_token_nothing_is_taken(user: dict[str, str], workshop: Path
 def test_ctrl_c_stops_the_job_and_the_same_line_goes_on_from_there(
     user: dict[str, str], workshop: Path, flags: list[str]
 ) -> None:
-    words = command(workshop, "--", "rl", *flags, "--ckpt.save_steps", "1", *where(workshop, "stopped"))
+    words = command(
+        workshop, "--name", "named", "--", "rl", *flags, "--ckpt.save_steps", "1", *where(workshop, "stopped")
+    )
     with (workshop / "stopped.log").open("wb") as log:
         launcher = subprocess.Popen(words, env=user, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
     end = time.monotonic() + 300
+    while "job named at" not in (workshop / "stopped.log").read_text():
+        assert launcher.poll() is None and time.monotonic() < end, (workshop / "stopped.log").read_text()
+        time.sleep(0.1)
+    beside = subprocess.run(words, env=user, capture_output=True, text=True, timeout=100, check=False)
+    assert beside.returncode == 2
+    assert "--name named: job named has not ended" in beside.stderr
     while len(Record(workshop / "stopped").steps()) < 3:
         assert launcher.poll() is None and time.monotonic() < end, (workshop / "stopped.log").read_text()
         time.sleep(0.1)
@@ -96,6 +106,7 @@ def test_ctrl_c_stops_the_job_and_the_same_line_goes_on_from_there(
     assert max(Record(workshop / "stopped").steps()) < STEPS
     again = subprocess.run(words, env=user, capture_output=True, text=True, timeout=600, check=False)
     assert again.returncode == 0, again.stdout + again.stderr
+    assert "job named-2: SUCCEEDED" in again.stderr
     assert "step 1/" not in again.stdout, "it goes on, and does not begin anew"
     resumed, whole = Record(workshop / "stopped"), Record(workshop / "job")
     assert resumed.steps() == list(range(STEPS + 1))
