@@ -6,6 +6,7 @@
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+HERE=${SLURMD_NODENAME:-$(hostname -s)} # as Slurm calls this node; its host name may have a domain
 COME_BACK=75
 warned=no
 
@@ -173,27 +174,24 @@ train_ranks() { # COMMAND FLAGS...
 
 # Ray on every node of the job, on the network that they share, for whoever has the token. RAY is its address.
 start_ray() {
-  local first host
-  first=$(hostname)
+  local host
   host=$("$PYTHON" "$ROOT/slurm/ray_node.py" address ${NETWORK:+"$NETWORK"})
   RAY=$host:$("$PYTHON" "$ROOT/slurm/ray_node.py" port "$host")
   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$OUTPUT/.ray_token
   export RAY_USAGE_STATS_ENABLED=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
   (umask 077 && "$PYTHON" -c 'import secrets; print(secrets.token_hex(32))' >"$RAY_AUTH_TOKEN_PATH")
-  say "Ray at $RAY: the head on $first, $((NODES - 1)) workers"
+  say "Ray at $RAY: the head on $HERE, $((NODES - 1)) workers"
   STEPS=()
-  ray_step "$first" 1 --head
+  ray_step --nodelist 1 --head
   if [ "$NODES" -gt 1 ]; then
     "$PYTHON" "$ROOT/slurm/ray_node.py" wait "$RAY" 1
-    ray_step "" $((NODES - 1)) --worker
+    ray_step --exclude $((NODES - 1)) --worker
   fi
   "$PYTHON" "$ROOT/slurm/ray_node.py" wait "$RAY" "$NODES"
 }
 
-ray_step() { # NODE COUNT --head|--worker
-  local where=(--exclude="$(hostname)")
-  [ -z "$1" ] || where=(--nodelist="$1")
-  srun --nodes="$2" --ntasks="$2" --ntasks-per-node=1 "${where[@]}" --overlap --overcommit \
+ray_step() { # --nodelist|--exclude COUNT --head|--worker
+  srun "$1=$HERE" --nodes="$2" --ntasks="$2" --ntasks-per-node=1 --overlap --overcommit \
     --output="$OUTPUT/logs/ray-%N.log" --error="$OUTPUT/logs/ray-%N.log" --open-mode=append \
     ${RUN[@]+"${RUN[@]}"} "$PYTHON" "$ROOT/slurm/ray_node.py" start "$3" "$RAY" "$PER_NODE" "$DEVICE" ${NETWORK:+"$NETWORK"} &
   STEPS+=($!)

@@ -1,0 +1,89 @@
+"""What job scripts of Slurm compute, refuse and start, without a Slurm."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from job_scripts import GRANTED, ROOT, StandIns, run
+
+BATCHES = {
+    "train_pm_hh_rlhf.sh": "2 x 4 x 16 = 128",
+    "train_pm_hh_rlhf_bs256.sh": "2 x 8 x 16 = 256",
+    "train_sft.sh": "2 x 4 x 16 = 128",
+    "train_dpo.sh": "2 x 2 x 16 = 64",
+}
+
+
+@pytest.mark.parametrize("script", [*BATCHES, "train_ppo_ray.sh"])
+def test_gpus_given_are_held_against_those_asked_for_in_seconds(script: str, tmp_path: Path):
+    start = time.monotonic()
+    fewer = run("bash", str(ROOT / "slurm" / script), cwd=tmp_path, env=GRANTED | {"GPUS_PER_NODE": "4"})
+    assert fewer.returncode == 2
+    assert "job: GPUS_PER_NODE is 4 and Slurm gave 8 on each node: ask for as many" in fewer.stderr
+    none = run("bash", str(ROOT / "slurm" / script), cwd=tmp_path, env=GRANTED | {"SLURM_GPUS_ON_NODE": "0"})
+    assert none.returncode == 2
+    assert "Slurm gave no GPU: ask for some" in none.stderr
+    assert time.monotonic() - start < 5
+    assert not list(tmp_path.iterdir()), "and nothing was begun"
+
+
+@pytest.mark.parametrize("script", BATCHES)
+def test_the_effective_batch_is_computed_or_refused_in_seconds(script: str, tmp_path: Path):
+    path = str(ROOT / "slurm" / script)
+    nowhere = GRANTED | {"VENV": str(tmp_path / "nowhere")}
+    done = run("bash", path, cwd=tmp_path, env=nowhere)
+    assert f"job: effective batch {BATCHES[script]}\n" in done.stdout
+    assert done.returncode == 2 and "holds no bin/python" in done.stderr
+    uneven = run("bash", path, cwd=tmp_path, env=nowhere | {"BATCH": "100"})
+    assert uneven.returncode == 2
+    assert "an effective batch of 100 is no multiple of 2 x 16 ranks = 32" in uneven.stderr
+    twice = run("bash", path, cwd=tmp_path, env=nowhere | {"ACCUMULATION": "3"})
+    assert twice.returncode == 2
+    assert "MICRO 2 x ACCUMULATION 3 x 16 ranks is 96, and BATCH asks for" in twice.stderr
+
+
+def test_the_first_rank_s_exit_code_is_kept_and_one_that_comes_back_did_not_fail(tmp_path: Path):
+    """As srun has them: it kills the others where one ends badly."""
+    rank, ended = str(ROOT / "slurm" / "rank.sh"), tmp_path / "an end"
+    assert run("bash", rank, "true", env={"ENDED": str(ended)}).returncode == 0
+    assert not ended.exists()
+    assert run("bash", rank, "bash", "-c", "exit 3", env={"ENDED": str(ended)}).returncode == 3
+    assert run("bash", rank, "bash", "-c", "exit 75", env={"ENDED": str(ended)}).returncode == 0
+    assert ended.read_text() == "3\n"
+    ended.unlink()
+    assert run("bash", rank, "bash", "-c", "exit 75", env={"ENDED": str(ended)}).returncode == 0
+    assert ended.read_text() == "75\n"
+
+
+def test_a_rank_that_is_told_before_it_listens_hears_it_all_the_same(tmp_path: Path):
+    listener = tmp_path / "listens late.py"
+    listener.write_text(
+        "import os, signal, sys, time\n"
+        "open(sys.argv[1], 'w').close()\n"
+        "time.sleep(1)\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: os._exit(75))\n"
+        "time.sleep(30)\n"
+    )
+    began, ended = tmp_path / "began", tmp_path / "ended"
+    words = ["bash", str(ROOT / "slurm" / "rank.sh"), sys.executable, str(listener), str(began)]
+    with subprocess.Popen(words, env=os.environ | {"ENDED": str(ended)}) as rank:
+        while not began.exists():
+            time.sleep(0.01)
+        time.sleep(0.2)  # the trap is set right behind the start
+        rank.send_signal(signal.SIGUSR1)
+        assert rank.wait(timeout=20) == 0
+    assert ended.read_text() == "75\n"
+
+
+def test_nodes_are_named_as_slurm_names_them(tmp_path: Path):
+    """A host name may be a whole domain's, and no node of Slurm's."""
+    programs = StandIns(tmp_path, srun="", hostname="echo gpu1.cluster.example")
+    done = programs.run("train_ppo_ray.sh", SLURMD_NODENAME="gpu1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {where for where, *_ in programs.calls("srun")} == {"--nodelist=gpu1", "--exclude=gpu1"}
