@@ -86,10 +86,28 @@ choose_output() {
   KEPT=(--ckpt.output_dir "$OUTPUT" --ckpt.path "$OUTPUT/checkpoints" --ckpt.load_enable)
 }
 
+# A flag that the scripts give themselves may not be given to them as well: one of the two would be lost unsaid.
+refuse_own_flags() { # FLAGS...
+  local word name
+  for word in "$@" ${SWEEP:+"--$SWEEP"}; do
+    name=${word%%=*}
+    case $name in
+      --train.batch_size | --train_batch_size | --train.micro_batch_size | --micro_train_batch_size)
+        [ -z "${BATCH:-}" ] || die "$name is given by this script, for the ranks that it has: set BATCH and MICRO in the environment instead (ACCUMULATION follows)."
+        ;;
+      --ckpt.path | --ckpt_path | --ckpt.output_dir | --save_path | --ckpt.load_enable | --load_checkpoint)
+        die "$name is given by this script, so that a job that comes back finds what it kept: set SCRATCH and RUN_NAME in the environment instead; output is in SCRATCH/RUN_NAME."
+        ;;
+      --device | --device.type) die "$name is given by this script: set DEVICE in the environment instead." ;;
+    esac
+  done
+}
+
 # All that comes before training. $1: the effective batch that the job is made for, where it has one.
-prepare() {
+prepare() { # BATCH FLAGS...
   count_ranks
-  [ -z "${1:-}" ] || check_batch "$1"
+  [ -z "$1" ] || check_batch "$1"
+  refuse_own_flags "${@:2}"
   enter_cluster
   choose_sweep
   choose_output

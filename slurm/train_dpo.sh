@@ -24,6 +24,6 @@ source "${SCRIPTS:-$(dirname "${BASH_SOURCE[0]}")}/job.sh"
 
 case ${1:-} in -h | --help) usage ;; esac
 MODEL=${MODEL:?names the model, a folder or hub name} DATA=${DATA:?names the pairs to train on}
-prepare 64
+prepare 64 "$@"
 train_ranks dpo --ds.zero_stage 3 --model.model_name_or_path "$MODEL" --data.dataset "$DATA" \
   ${TEST:+--eval.dataset "$TEST"} --ckpt.save_steps 100 "$@"

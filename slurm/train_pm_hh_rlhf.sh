@@ -25,6 +25,6 @@ SCRIPTS=${SCRIPTS:-$(scontrol show job "${SLURM_JOB_ID:-0}" 2>/dev/null | sed -n
 source "${SCRIPTS:-$(dirname "${BASH_SOURCE[0]}")}/job.sh"
 
 case ${1:-} in -h | --help) usage ;; esac
-prepare 128
+prepare 128 "$@"
 train_ranks rm --preset qwen3-4b-pm-8x24gb ${MODEL:+--model.model_name_or_path "$MODEL"} \
   ${DATA:+--data.dataset "$DATA" --eval.dataset "${TEST:?names the rows to evaluate on, as DATA those to train on}" --eval.split train} "$@"

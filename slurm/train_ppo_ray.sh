@@ -26,7 +26,8 @@ source "${SCRIPTS:-$(dirname "${BASH_SOURCE[0]}")}/job.sh"
 case ${1:-} in -h | --help) usage ;; esac
 MODEL=${MODEL:?names the policy, a folder or hub name} DATA=${DATA:?names the prompts}
 REWARD=${REWARD:?names where rewards come from, a Python file or a URL}
-prepare "" # the batch of RL is the command's own affair
+[ -z "${BATCH:-}${MICRO:-}${ACCUMULATION:-}" ] || die "BATCH, MICRO and ACCUMULATION are for supervised scripts: a batch of RL goes with its rollouts; give --train.batch_size and --train.micro_batch_size, and --rollout.batch_size."
+prepare "" "$@"
 start_ray
 train_on_ray rl --train.colocate_all --actor.num_nodes "$NODES" --actor.num_gpus_per_node "$PER_NODE" \
   --vllm.num_engines "$RANKS" --ds.zero_stage 3 --ckpt.save_steps 5 --actor.model_name_or_path "$MODEL" \

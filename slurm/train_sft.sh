@@ -23,6 +23,6 @@ source "${SCRIPTS:-$(dirname "${BASH_SOURCE[0]}")}/job.sh"
 
 case ${1:-} in -h | --help) usage ;; esac
 MODEL=${MODEL:?names the model, a folder or hub name} DATA=${DATA:?names the rows to train on}
-prepare 128
+prepare 128 "$@"
 train_ranks sft --ds.zero_stage 3 --model.model_name_or_path "$MODEL" --data.dataset "$DATA" \
   ${TEST:+--eval.dataset "$TEST"} --ckpt.save_steps 100 "$@"

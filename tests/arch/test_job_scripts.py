@@ -48,6 +48,36 @@ def test_the_effective_batch_is_computed_or_refused_in_seconds(script: str, tmp_
     assert "MICRO 2 x ACCUMULATION 3 x 16 ranks is 96, and BATCH asks for" in twice.stderr
 
 
+@pytest.mark.parametrize(
+    ("flag", "instead"),
+    [
+        ("--train.batch_size", "BATCH and MICRO"),
+        ("--micro_train_batch_size", "BATCH and MICRO"),
+        ("--ckpt.path", "SCRATCH and RUN_NAME"),
+        ("--save_path", "SCRATCH and RUN_NAME"),
+        ("--device", "DEVICE"),
+    ],
+)
+@pytest.mark.parametrize("script", [*BATCHES, "train_ppo_ray.sh"])
+def test_a_flag_that_the_script_gives_itself_is_refused(script: str, flag: str, instead: str, tmp_path: Path):
+    if script == "train_ppo_ray.sh" and instead == "BATCH and MICRO":
+        pytest.skip("the batch of RL is its flags' affair")
+    programs = StandIns(tmp_path, srun="")
+    swept = programs.run(script, SWEEP=f"{flag.removeprefix('--')}=1,2", SLURM_ARRAY_TASK_ID="0")
+    for done in (programs.run(script, "--adam.lr", "1", flag, "4"), programs.run(script, f"{flag}=4"), swept):
+        assert done.returncode == 2
+        assert f"job: {flag} is given by this script" in done.stderr
+        assert f"set {instead} in the environment instead" in done.stderr
+    assert not programs.calls("srun") and not (tmp_path / "o ut").exists()
+
+
+@pytest.mark.parametrize("name", ["BATCH", "MICRO", "ACCUMULATION"])
+def test_a_batch_of_rl_is_its_flags_affair(name: str, tmp_path: Path):
+    done = StandIns(tmp_path).run("train_ppo_ray.sh", **{name: "64"})
+    assert done.returncode == 2
+    assert "give --train.batch_size and --train.micro_batch_size" in done.stderr
+
+
 def test_the_first_rank_s_exit_code_is_kept_and_one_that_comes_back_did_not_fail(tmp_path: Path):
     """As srun has them: it kills the others where one ends badly."""
     rank, ended = str(ROOT / "slurm" / "rank.sh"), tmp_path / "an end"

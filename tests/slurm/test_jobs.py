@@ -104,7 +104,7 @@ RL = (
 
 
 def rl_overrides(workshop: Path, cluster: SlurmCluster, **more: str) -> dict[str, str]:
-    own = {"GPUS_PER_NODE": "1", "DATA": str(workshop / "prompts.jsonl"), "TEST": "", **more}
+    own = {"GPUS_PER_NODE": "1", "DATA": str(workshop / "prompts.jsonl"), "TEST": "", "BATCH": "", **more}
     return overrides(workshop, cluster, REWARD=str(workshop / "reward.py"), **own)
 
 
