@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from job_scripts import GRANTED, ROOT, StandIns, run
 
+from openrlhf_ext.cli.plan import plan_of
+
 BATCHES = {
     "train_pm_hh_rlhf.sh": "2 x 4 x 16 = 128",
     "train_pm_hh_rlhf_bs256.sh": "2 x 8 x 16 = 256",
@@ -76,6 +78,25 @@ def test_a_batch_of_rl_is_its_flags_affair(name: str, tmp_path: Path):
     done = StandIns(tmp_path).run("train_ppo_ray.sh", **{name: "64"})
     assert done.returncode == 2
     assert "give --train.batch_size and --train.micro_batch_size" in done.stderr
+
+
+@pytest.mark.parametrize("nodes", ["1", "2"])
+def test_rl_as_the_script_asks_for_it_fits_into_gpus_of_80_gb(nodes: str, tmp_path: Path):
+    programs = StandIns(tmp_path, srun="")
+    done = programs.run("train_ppo_ray.sh", MODEL="Qwen/Qwen3-4B", SLURM_JOB_NUM_NODES=nodes)
+    assert done.returncode == 0, done.stdout + done.stderr
+    flags = programs.calls("python")[-1]
+    assert flags[:3] == ["-m", "openrlhf_ext.cli.main", "rl"]
+    plan, _ = plan_of("rl", [*flags[3:], "--device.memory_gb", "80", "--device.count", "8", "--nodes", nodes])
+    assert plan.verdict == "fits"
+    assert not [warning for warning in plan.warnings if warning.code.startswith("colocated")]
+
+
+def test_rl_without_gpus_is_not_told_to_sleep(tmp_path: Path):
+    programs = StandIns(tmp_path, srun="")
+    assert programs.run("train_ppo_ray.sh", DEVICE="cpu", GPUS_PER_NODE="1").returncode == 0
+    assert "--train.colocate_all" in programs.calls("python")[-1]
+    assert "--vllm.enable_sleep" not in programs.calls("python")[-1]
 
 
 def test_the_first_rank_s_exit_code_is_kept_and_one_that_comes_back_did_not_fail(tmp_path: Path):
