@@ -5,7 +5,8 @@
 VENV=${VENV:-$ROOT/.venv}              # where quick_start.sh installed this; on every node
 MODULES=${MODULES:-}                   # loaded first, with spaces between: "cuda/12.8 gcc/13"
 CONTAINER=${CONTAINER:-}               # an image that holds the installation instead of VENV (apptainer, singularity)
-NETWORK=${NETWORK:-}                   # interface that ranks meet over (ib0); empty: NCCL, gloo and Ray choose
+BINDS=${BINDS:-}                       # what CONTAINER sees beside this repository and SCRATCH: "/models,/data:/data:ro"
+NETWORK=${NETWORK:-}                   # interface that ranks meet over (ib0); empty: as the nodes' names lead
 SCRATCH=${SCRATCH:-$PWD/outputs}       # shared between the nodes: checkpoints, models, logs
 
 # How slurm/submit.sh asks for GPUs: gpus-per-node (--gpus-per-node=N or TYPE:N) or gres (--gres=gpu:TYPE:N).

@@ -16,6 +16,17 @@ die() { say "$*" >&2; exit 2; }
 # The comment at the head of a job script.
 usage() { sed -n '2,/^$/{s/^# \{0,1\}//;/^SBATCH/d;p}' "$0"; exit 0; }
 
+# PYTHON: how Python is called on every node, here in the image, which is shown what the job reads and writes.
+enter_container() {
+  local program
+  [ -e "$CONTAINER" ] || die "CONTAINER $CONTAINER does not exist: name an image, or leave it empty and use VENV."
+  program=$(command -v apptainer || command -v singularity) || die "CONTAINER needs apptainer or singularity, and neither is on this node."
+  mkdir -p "$SCRATCH"
+  PYTHON=("$program" exec --bind "$ROOT" --bind "$SCRATCH" ${BINDS:+--bind "$BINDS"})
+  [ "$DEVICE" = cpu ] || PYTHON+=(--nv)
+  PYTHON+=("$CONTAINER" python)
+}
+
 enter_cluster() {
   # shellcheck source=slurm/cluster.sh
   source "${CLUSTER:-$ROOT/slurm/cluster.sh}"
@@ -24,13 +35,10 @@ enter_cluster() {
     module load $MODULES
   fi
   if [ -n "$CONTAINER" ]; then
-    [ -e "$CONTAINER" ] || die "CONTAINER $CONTAINER does not exist: name an image, or leave it empty and use VENV."
-    RUN=("$(command -v apptainer || command -v singularity || die "CONTAINER needs apptainer or singularity, and neither is on this node.")" exec --nv "$CONTAINER")
-    PYTHON=python
+    enter_container
   else
-    RUN=()
-    PYTHON=$VENV/bin/python
-    [ -x "$PYTHON" ] || die "VENV $VENV holds no bin/python: run ./quick_start.sh --setup-only, or name another in slurm/cluster.sh."
+    PYTHON=("$VENV/bin/python")
+    [ -x "${PYTHON[0]}" ] || die "VENV $VENV holds no bin/python: run ./quick_start.sh --setup-only, or name another in slurm/cluster.sh."
   fi
   if [ -n "$NETWORK" ]; then
     export NCCL_SOCKET_IFNAME=$NETWORK GLOO_SOCKET_IFNAME=$NETWORK
@@ -175,6 +183,9 @@ train_ranks() { # COMMAND FLAGS...
   local flags=(--model.num_nodes "$NODES" --model.num_gpus_per_node "$PER_NODE" --train.batch_size "$BATCH"
     --train.micro_batch_size "$MICRO" --device "$DEVICE" "${KEPT[@]}" ${SWEPT[@]+"${SWEPT[@]}"} "$@")
   say "openrlhf-ext $command ${flags[*]}"
+  choose_host
+  MASTER_PORT=${MASTER_PORT:-$(node port "$HOST")} # rank 0 is on this node
+  export MASTER_ADDR=$HOST MASTER_PORT
   : >"$OUTPUT/logs/rank-0.log"
   export ENDED=$OUTPUT/logs/.ended
   rm -f "$ENDED"
@@ -182,7 +193,7 @@ train_ranks() { # COMMAND FLAGS...
   local following=$!
   await tell_ranks srun --nodes="$NODES" --ntasks="$RANKS" --ntasks-per-node="$PER_NODE" --cpus-per-task=1 --overcommit \
     --kill-on-bad-exit=1 --output="$OUTPUT/logs/rank-%t.log" --error="$OUTPUT/logs/rank-%t.log" --open-mode=append \
-    bash "$ROOT/slurm/rank.sh" ${RUN[@]+"${RUN[@]}"} "$PYTHON" -m "openrlhf_ext.cli.train_$command" "${flags[@]}" || code=$?
+    bash "$ROOT/slurm/rank.sh" "${PYTHON[@]}" -m "openrlhf_ext.cli.train_$command" "${flags[@]}" || code=$?
   [ ! -s "$ENDED" ] || code=$(cat "$ENDED")
   sleep 1
   kill "$following" 2>/dev/null || true
@@ -190,37 +201,48 @@ train_ranks() { # COMMAND FLAGS...
   come_back "$code"
 }
 
+node() { "${PYTHON[@]}" "$ROOT/slurm/node.py" "$@"; }
+
+# HOST: where the others reach this node.
+choose_host() {
+  local peer=
+  if ((NODES > 1)); then peer=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | grep -vxF -m 1 "$HERE"); fi
+  HOST=$(node address "$NETWORK" "$peer")
+}
+
 # Ray on every node of the job, on the network that they share, for whoever has the token. RAY is its address.
 start_ray() {
-  local host
-  host=$("$PYTHON" "$ROOT/slurm/ray_node.py" address ${NETWORK:+"$NETWORK"})
-  RAY=$host:$("$PYTHON" "$ROOT/slurm/ray_node.py" port "$host")
+  choose_host
+  RAY=$HOST:$(node port "$HOST")
   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$OUTPUT/.ray_token
   export RAY_USAGE_STATS_ENABLED=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
-  (umask 077 && "$PYTHON" -c 'import secrets; print(secrets.token_hex(32))' >"$RAY_AUTH_TOKEN_PATH")
+  (umask 077 && "${PYTHON[@]}" -c 'import secrets; print(secrets.token_hex(32))' >"$RAY_AUTH_TOKEN_PATH")
   say "Ray at $RAY: the head on $HERE, $((NODES - 1)) workers"
   STEPS=()
   ray_step --nodelist 1 --head
   if [ "$NODES" -gt 1 ]; then
-    "$PYTHON" "$ROOT/slurm/ray_node.py" wait "$RAY" 1
+    node wait "$RAY" 1
     ray_step --exclude $((NODES - 1)) --worker
   fi
-  "$PYTHON" "$ROOT/slurm/ray_node.py" wait "$RAY" "$NODES"
+  node wait "$RAY" "$NODES"
 }
 
 ray_step() { # --nodelist|--exclude COUNT --head|--worker
   srun "$1=$HERE" --nodes="$2" --ntasks="$2" --ntasks-per-node=1 --overlap --overcommit \
     --output="$OUTPUT/logs/ray-%N.log" --error="$OUTPUT/logs/ray-%N.log" --open-mode=append \
-    ${RUN[@]+"${RUN[@]}"} "$PYTHON" "$ROOT/slurm/ray_node.py" start "$3" "$RAY" "$PER_NODE" "$DEVICE" ${NETWORK:+"$NETWORK"} &
+    "${PYTHON[@]}" "$ROOT/slurm/node.py" start "$3" "$RAY" "$PER_NODE" "$DEVICE" "$NETWORK" &
   STEPS+=($!)
 }
 
-# The driver, here on the first node; the job ends with it.
-train_on_ray() { # COMMAND FLAGS...
-  local code=0
-  say "openrlhf-ext $* ${KEPT[*]}"
-  await tell_process ${RUN[@]+"${RUN[@]}"} "$PYTHON" -m openrlhf_ext.cli.main "$@" --ray.address "$RAY" --device "$DEVICE" \
-    "${KEPT[@]}" ${SWEPT[@]+"${SWEPT[@]}"} || code=$?
+# Ray, and RL's driver here on the first node; the job ends with it.
+train_on_ray() { # FLAGS...
+  local code=0 batch
+  local flags=("$@" --device "$DEVICE" "${KEPT[@]}" ${SWEPT[@]+"${SWEPT[@]}"})
+  batch=$(node batch "${flags[@]}")
+  say "$batch"
+  say "openrlhf-ext rl ${flags[*]}"
+  start_ray
+  await tell_process "${PYTHON[@]}" -m openrlhf_ext.cli.main rl "${flags[@]}" --ray.address "$RAY" || code=$?
   kill "${STEPS[@]}" 2>/dev/null || true
   wait "${STEPS[@]}" 2>/dev/null || true
   come_back "$code"

@@ -30,9 +30,8 @@ MODEL=${MODEL:?names the policy, a folder or hub name} DATA=${DATA:?names the pr
 REWARD=${REWARD:?names where rewards come from, a Python file or a URL}
 [ -z "${BATCH:-}${MICRO:-}${ACCUMULATION:-}" ] || die "BATCH, MICRO and ACCUMULATION are for supervised scripts: a batch of RL goes with its rollouts; give --train.batch_size and --train.micro_batch_size, and --rollout.batch_size."
 prepare "" "$@"
-start_ray
 shared=(--train.colocate_all)
 [ "$DEVICE" = cpu ] || shared+=(--vllm.enable_sleep --vllm.gpu_memory_utilization 0.75 --ds.enable_sleep)
-train_on_ray rl "${shared[@]}" --actor.num_nodes "$NODES" --actor.num_gpus_per_node "$PER_NODE" \
+train_on_ray "${shared[@]}" --actor.num_nodes "$NODES" --actor.num_gpus_per_node "$PER_NODE" \
   --vllm.num_engines "$RANKS" --ds.zero_stage 3 --ckpt.save_steps 5 --actor.model_name_or_path "$MODEL" \
   --data.prompt_dataset "$DATA" --reward.remote_url "$REWARD" ${TEST:+--eval.dataset "$TEST"} "$@"

@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # What Slurm tells a job script of two nodes with eight GPUs each.
 GRANTED = {
     "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "gpu[1-2]", "SLURM_GPUS_ON_NODE": "8",
-    "SLURM_JOB_NAME": "job", "SLURM_CONF": "/dev/null", "MODEL": "m", "DATA": "d", "TEST": "t", "REWARD": "r",
+    "SLURMD_NODENAME": "gpu1", "SLURM_JOB_NAME": "job", "SLURM_CONF": "/dev/null",
+    "MODEL": "m", "DATA": "d", "TEST": "t", "REWARD": "r",
 }  # fmt: skip
 
 
@@ -25,13 +26,13 @@ def run(*words: str, cwd: Path = ROOT, env: dict[str, str] | None = None) -> sub
 
 
 class StandIns:
-    """Programs that write down their words, then do as the body says; `venv` has such a Python."""
+    """Programs that write down their words, then do as the body says: Slurm's, and the Python of `venv`."""
 
     def __init__(self, folder: Path, **bodies: str) -> None:
         self.folder = folder
         self.venv = folder / "venv"
-        self._write(self.venv / "bin" / "python", ANSWERS)
-        for name, body in bodies.items():
+        self._write(self.venv / "bin" / "python", PYTHON)
+        for name, body in {"srun": "", "scontrol": "printf '%s\\n' gpu1 gpu2", **bodies}.items():
             self._write(folder / "bin" / name, body)
 
     def run(self, script: str, *flags: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -51,7 +52,7 @@ class StandIns:
         path.chmod(0o755)
 
 
-ANSWERS = """case "$*" in
-  *"ray_node.py address"*) echo 10.0.0.1 ;;
-  *"ray_node.py port"*) echo 7000 ;;
+PYTHON = """case "$*" in
+  *"node.py address"*) echo 10.0.0.1 ;;
+  *"node.py port"*) echo 7000 ;;
 esac"""

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from job_scripts import GRANTED, ROOT, StandIns, run
+from job_scripts import GRANTED, PYTHON, ROOT, StandIns, run
 
 from openrlhf_ext.cli.plan import plan_of
 
@@ -64,7 +64,7 @@ def test_the_effective_batch_is_computed_or_refused_in_seconds(script: str, tmp_
 def test_a_flag_that_the_script_gives_itself_is_refused(script: str, flag: str, instead: str, tmp_path: Path):
     if script == "train_ppo_ray.sh" and instead == "BATCH and MICRO":
         pytest.skip("the batch of RL is its flags' affair")
-    programs = StandIns(tmp_path, srun="")
+    programs = StandIns(tmp_path)
     swept = programs.run(script, SWEEP=f"{flag.removeprefix('--')}=1,2", SLURM_ARRAY_TASK_ID="0")
     for done in (programs.run(script, "--adam.lr", "1", flag, "4"), programs.run(script, f"{flag}=4"), swept):
         assert done.returncode == 2
@@ -82,7 +82,7 @@ def test_a_batch_of_rl_is_its_flags_affair(name: str, tmp_path: Path):
 
 @pytest.mark.parametrize("nodes", ["1", "2"])
 def test_rl_as_the_script_asks_for_it_fits_into_gpus_of_80_gb(nodes: str, tmp_path: Path):
-    programs = StandIns(tmp_path, srun="")
+    programs = StandIns(tmp_path)
     done = programs.run("train_ppo_ray.sh", MODEL="Qwen/Qwen3-4B", SLURM_JOB_NUM_NODES=nodes)
     assert done.returncode == 0, done.stdout + done.stderr
     flags = programs.calls("python")[-1]
@@ -92,8 +92,43 @@ def test_rl_as_the_script_asks_for_it_fits_into_gpus_of_80_gb(nodes: str, tmp_pa
     assert not [warning for warning in plan.warnings if warning.code.startswith("colocated")]
 
 
+def test_a_batch_of_rl_that_its_ranks_cannot_share_is_said_before_ray_starts(tmp_path: Path):
+    programs = StandIns(tmp_path)
+    done = programs.run("train_ppo_ray.sh", "--train.batch_size", "8", VENV=sys.prefix)
+    assert done.returncode == 2
+    assert "--train.batch_size 8: it is no multiple of --train.micro_batch_size 1 x 16 ranks; choose 16" in done.stderr
+    assert not programs.calls("srun")
+
+
+def test_the_effective_batch_of_rl_is_its_policy_s():
+    flags = [*("--actor.model_name_or_path", "m", "--data.prompt_dataset", "d"), *("--reward.remote_url", "http://r")]
+    flags += [*("--actor.num_nodes", "2", "--actor.num_gpus_per_node", "4"), *("--train.micro_batch_size", "2")]
+    said = run(sys.executable, str(ROOT / "slurm" / "node.py"), "batch", *flags)
+    assert said.stdout == "effective batch 2 x 8 x 8 = 128\n", said.stderr
+    tokens = ["--train.dynamic_batch_enable", "--train.max_tokens_per_gpu", "4096", "--ds.packing_samples"]
+    said = run(sys.executable, str(ROOT / "slurm" / "node.py"), "batch", *flags, *tokens)
+    assert said.stdout == "effective batch 128 over 8 ranks, by their tokens\n", said.stderr
+
+
+@pytest.mark.parametrize(
+    ("interface", "peer", "sentence"),
+    [
+        ("", "localhost", "takes localhost for itself (127.0.0.1): set NETWORK to an interface; it has "),
+        ("", "no such node", "knows no way to no such node"),
+        ("ib7", "", "NETWORK ib7 is no interface of"),
+    ],
+)
+def test_an_address_that_others_cannot_reach_is_refused(interface: str, peer: str, sentence: str):
+    done = run(sys.executable, str(ROOT / "slurm" / "node.py"), "address", interface, peer)
+    assert done.returncode == 2 and sentence in done.stderr
+
+
+def test_a_node_without_others_keeps_to_itself():
+    assert run(sys.executable, str(ROOT / "slurm" / "node.py"), "address", "", "").stdout == "127.0.0.1\n"
+
+
 def test_rl_without_gpus_is_not_told_to_sleep(tmp_path: Path):
-    programs = StandIns(tmp_path, srun="")
+    programs = StandIns(tmp_path)
     assert programs.run("train_ppo_ray.sh", DEVICE="cpu", GPUS_PER_NODE="1").returncode == 0
     assert "--train.colocate_all" in programs.calls("python")[-1]
     assert "--vllm.enable_sleep" not in programs.calls("python")[-1]
@@ -134,7 +169,32 @@ def test_a_rank_that_is_told_before_it_listens_hears_it_all_the_same(tmp_path: P
 
 def test_nodes_are_named_as_slurm_names_them(tmp_path: Path):
     """A host name may be a whole domain's, and no node of Slurm's."""
-    programs = StandIns(tmp_path, srun="", hostname="echo gpu1.cluster.example")
-    done = programs.run("train_ppo_ray.sh", SLURMD_NODENAME="gpu1")
+    programs = StandIns(tmp_path, hostname="echo gpu1.cluster.example")
+    done = programs.run("train_ppo_ray.sh")
     assert done.returncode == 0, done.stdout + done.stderr
     assert {where for where, *_ in programs.calls("srun")} == {"--nodelist=gpu1", "--exclude=gpu1"}
+    assert ["address", "", "gpu2"] in [words[-3:] for words in programs.calls("python")]
+
+
+@pytest.mark.parametrize("script", ["train_sft.sh", "train_ppo_ray.sh"])
+def test_every_python_of_a_job_runs_in_the_container(script: str, tmp_path: Path):
+    programs = StandIns(tmp_path, apptainer=PYTHON)
+    image = tmp_path / "an image.sif"
+    image.touch()
+    done = programs.run(script, CONTAINER=str(image), BINDS="/models,/my data:/data:ro", VENV="/nowhere")
+    assert done.returncode == 0, done.stdout + done.stderr
+    bound = ["--bind", str(ROOT), "--bind", str(tmp_path / "o ut"), "--bind", "/models,/my data:/data:ro"]
+    called = ["exec", *bound, "--nv", str(image), "python"]
+    calls = programs.calls("apptainer")
+    assert len(calls) >= 2 and all(call[: len(called)] == called for call in calls)
+    assert not programs.calls("python")
+    steps = programs.calls("srun")
+    assert steps and all("/".join(called) in "/".join(step) for step in steps)
+    asked = {words[0] for call in calls if (words := call[len(called) + 1 :])}
+    assert {"address", "port"} <= asked
+
+
+def test_a_container_without_apptainer_is_said(tmp_path: Path):
+    done = StandIns(tmp_path).run("train_sft.sh", CONTAINER=str(tmp_path), PATH=f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    assert done.returncode == 2
+    assert "CONTAINER needs apptainer or singularity, and neither is on this node" in done.stderr

@@ -135,10 +135,10 @@ class SlurmCluster:
     def _start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         addresses = {name: f"10.77.0.{number}" for number, name in enumerate(["head", *self.names], 1)}
-        (self.folder / "hosts").write_text(
-            "127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in addresses.items())
-        )
         for name, address in addresses.items():
+            # As Debian's installer leaves it: a node's own name stands for a loopback address.
+            others = "".join(f"{addresses[other]} {other}\n" for other in addresses if other != name)
+            (self.folder / f"{name}.hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n{others}")
             self.hosts[name] = self._host(name, address)
         self._network()
         self._munge()
@@ -153,8 +153,8 @@ class SlurmCluster:
         ray.mkdir(parents=True)
         Path("/tmp/ray").mkdir(exist_ok=True)
         prepare = (
-            f"mount --make-rprivate / && mount --bind {self.folder}/hosts /etc/hosts && mount --bind {ray} /tmp/ray && "
-            f"hostname {name} && ip link set lo up && echo ready && exec sleep infinity"
+            f"mount --make-rprivate / && mount --bind {self.folder}/{name}.hosts /etc/hosts && "
+            f"mount --bind {ray} /tmp/ray && hostname {name} && ip link set lo up && echo ready && exec sleep infinity"
         )
         holder = subprocess.Popen(
             ["unshare", "--net", "--uts", "--mount", "bash", "-c", prepare],

@@ -86,8 +86,8 @@ def test_a_preference_model_over_two_nodes_learns_what_one_process_learns(
     assert ended["JobState"] == "COMPLETED", output
     assert "2 nodes (node[1-2]) x 2 ranks = 4 on cpu" in output
     assert "effective batch 2 x 2 x 4 = 16" in output
-    assert "rank 0 on node1 meets the others at node1:" in output and "over eth0 (10.77.0.2)" in output
-    assert "rank 3 on node2 meets the others at node1:" in output and "over eth0 (10.77.0.3)" in output
+    assert "rank 0 on node1 meets the others at 10.77.0.2:" in output and "over eth0 (10.77.0.2)" in output
+    assert "rank 3 on node2 meets the others at 10.77.0.2:" in output and "over eth0 (10.77.0.3)" in output
     losses = trace(cluster.folder / "o ut" / f"pm-hh-rlhf-{job}")
     alone = one_rank(workshop, cluster, tmp_path, "--train.max_epochs", "2")
     assert len(losses) == len(alone) == 8
