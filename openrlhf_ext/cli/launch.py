@@ -6,7 +6,7 @@ Every process then runs the same loop on its own part of each step, and rank 0 s
 from __future__ import annotations
 
 import os
-import re
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +15,9 @@ from openrlhf_ext.config import Parsed, parse
 from openrlhf_ext.cores import threads_of_rank
 from openrlhf_ext.errors import ConfigError
 
-FIRST_PORT, PORTS = 20000, 20000
-"""Where ranks of `srun` meet unless MASTER_PORT says otherwise: a port that the job's number gives."""
+FIRST_PORT, PORTS = 20000, 12768
+"""Where ranks of a bare `srun` meet, without MASTER_PORT: a port that the job's number gives, below those that Linux
+gives to whoever connects somewhere. A job script looks for a free one."""
 NODES, PER_NODE = "model.num_nodes", "model.num_gpus_per_node"
 
 
@@ -76,10 +77,20 @@ def _by_slurm(environ: Mapping[str, str]) -> Launch:
 
 
 def first_node(nodes: str) -> str:
-    """Of Slurm's list: `gpu[03-05,09],cpu1` is gpu03 and others."""
-    found = re.match(r"([^\[,]+)(?:\[(\w+)[^\]]*\]([^,\[]*))?", nodes)
-    assert found, "a list of nodes begins with one"
-    return "".join(part or "" for part in found.groups())
+    """Of Slurm's list, which Slurm itself takes apart: `rack[1-2]n[01-04]` is rack1n01 and others.
+
+    Raises ConfigError where it is not there to do so.
+    """
+    if "[" not in nodes:
+        return nodes.split(",")[0]
+    try:
+        named = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ConfigError(
+            f"the first of the nodes {nodes} is not known without scontrol ({error}): set MASTER_ADDR to the address "
+            "of rank 0's node."
+        ) from error
+    return named.stdout.split()[0]
 
 
 def parse_launched(command: str, argv: Sequence[str]) -> tuple[Parsed, Launch | None]:

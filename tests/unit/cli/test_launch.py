@@ -21,7 +21,7 @@ SRUN = {
     "SLURM_STEP_NUM_NODES": "2",
     "SLURM_LOCALID": "1",
     "SLURM_JOB_ID": "40007",
-    "SLURM_STEP_NODELIST": "gpu[03-04]",
+    "SLURM_STEP_NODELIST": "gpu03,gpu04",
 }
 FLAGS = ["--model.model_name_or_path", "m", "--data.dataset", "d"]
 
@@ -33,7 +33,7 @@ def test_the_variables_of_torchrun():
 
 
 def test_the_variables_of_srun():
-    assert launch_of(SRUN) == Launch(5, 8, 1, 4, "gpu03", 20007, served=False)
+    assert launch_of(SRUN) == Launch(5, 8, 1, 4, "gpu03", 21703, served=False)
     assert launch_of(SRUN | {"MASTER_ADDR": "h", "MASTER_PORT": "7"}) == Launch(5, 8, 1, 4, "h", 7, served=False)
 
 
@@ -50,18 +50,22 @@ def test_a_process_alone_has_no_launcher(environ):
     assert launch_of(environ) is None
 
 
-@pytest.mark.parametrize(
-    ("nodes", "first"),
-    [
-        ("a1", "a1"),
-        ("a1,a2", "a1"),
-        ("gpu[03-05,09],cpu1", "gpu03"),
-        ("r[7,9]-ib", "r7-ib"),
-        ("127.0.0.1", "127.0.0.1"),
-    ],
-)
-def test_the_first_node_of_a_list(nodes, first):
+@pytest.mark.parametrize(("nodes", "first"), [("a1", "a1"), ("a1,a2", "a1"), ("127.0.0.1", "127.0.0.1")])
+def test_the_first_of_nodes_that_are_spelled_out(nodes, first):
     assert first_node(nodes) == first
+
+
+def test_slurm_takes_its_lists_apart(monkeypatch, tmp_path):
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames rack[1-2]n[01-04]" ] && printf "rack1n01\\nrack1n02\\n"\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert first_node("rack[1-2]n[01-04]") == "rack1n01"
+    with pytest.raises(ConfigError, match="set MASTER_ADDR"):
+        first_node("gpu[03-05,09],cpu1")
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ConfigError, match="set MASTER_ADDR"):
+        first_node("rack[1-2]n[01-04]")
 
 
 def test_ranks_come_from_the_launcher_unless_flags_say_as_many(monkeypatch):
