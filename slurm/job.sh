@@ -185,11 +185,12 @@ train_ranks() { # COMMAND FLAGS...
   say "openrlhf-ext $command ${flags[*]}"
   choose_host
   MASTER_PORT=${MASTER_PORT:-$(node port "$HOST")} # rank 0 is on this node
-  export MASTER_ADDR=$HOST MASTER_PORT
-  : >"$OUTPUT/logs/rank-0.log"
-  export ENDED=$OUTPUT/logs/.ended
+  export MASTER_ADDR=$HOST MASTER_PORT ENDED=$OUTPUT/logs/.ended
   rm -f "$ENDED"
-  tail -n +1 -F "$OUTPUT/logs/rank-0.log" 2>/dev/null &
+  local log=$OUTPUT/logs/rank-0.log shown
+  touch "$log"
+  shown=$(stat -c %s "$log") # before the job came back
+  tail -c +$((shown + 1)) -F "$log" 2>/dev/null &
   local following=$!
   await tell_ranks srun --nodes="$NODES" --ntasks="$RANKS" --ntasks-per-node="$PER_NODE" --cpus-per-task=1 --overcommit \
     --kill-on-bad-exit=1 --output="$OUTPUT/logs/rank-%t.log" --error="$OUTPUT/logs/rank-%t.log" --open-mode=append \

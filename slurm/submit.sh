@@ -27,8 +27,8 @@ shift
 [ -n "$gpus" ] || gpus=$(sed -n 's/^#SBATCH --gpus-per-node=//p' "$script")
 [ -n "$gpus" ] || die "$script asks for no GPUs: give --gpus=N."
 
-SCRIPTS=$(cd "$(dirname "$script")" && pwd)
-export SCRIPTS
+OPENRLHF_SLURM=$(cd "$(dirname "$script")" && pwd)
+export OPENRLHF_SLURM
 # shellcheck disable=SC2206 # a list of words
 flags=(${SBATCH_FLAGS} ${flags[@]+"${flags[@]}"})
 case $GPU_REQUEST in

@@ -21,9 +21,9 @@
 #SBATCH --output=%x-%j.out
 
 # Slurm runs a copy of this file from its spool: job.sh is beside the file that was given to sbatch.
-SCRIPTS=${SCRIPTS:-$(scontrol show job "${SLURM_JOB_ID:-0}" 2>/dev/null | sed -n 's|^ *Command=\(.*\)/train_[a-z0-9_]*\.sh.*|\1|;T;p;q')}
+OPENRLHF_SLURM=${OPENRLHF_SLURM:-$(scontrol show job "${SLURM_JOB_ID:-0}" 2>/dev/null | sed -n 's|^ *Command=\(.*\)/train_[a-z0-9_]*\.sh.*|\1|;T;p;q')}
 # shellcheck source=slurm/job.sh
-source "${SCRIPTS:-$(dirname "${BASH_SOURCE[0]}")}/job.sh"
+source "${OPENRLHF_SLURM:-$(dirname "${BASH_SOURCE[0]}")}/job.sh"
 
 case ${1:-} in -h | --help) usage ;; esac
 MODEL=${MODEL:?names the policy, a folder or hub name} DATA=${DATA:?names the prompts}

@@ -176,6 +176,16 @@ def test_nodes_are_named_as_slurm_names_them(tmp_path: Path):
     assert ["address", "", "gpu2"] in [words[-3:] for words in programs.calls("python")]
 
 
+def test_what_a_rank_said_before_the_job_came_back_is_kept_and_not_shown_again(tmp_path: Path):
+    log = tmp_path / "o ut" / "same" / "logs" / "rank-0.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("step 1\n")
+    programs = StandIns(tmp_path, srun=f"echo step 2 >>'{log}'")
+    done = programs.run("train_sft.sh", RUN_NAME="same")
+    assert "step 2" in done.stdout and "step 1" not in done.stdout
+    assert log.read_text() == "step 1\nstep 2\n"
+
+
 @pytest.mark.parametrize("script", ["train_sft.sh", "train_ppo_ray.sh"])
 def test_every_python_of_a_job_runs_in_the_container(script: str, tmp_path: Path):
     programs = StandIns(tmp_path, apptainer=PYTHON)
