@@ -101,6 +101,7 @@ refuse_own_flags() { # FLAGS...
     name=${word%%=*}
     case $name in
       --train.batch_size | --train_batch_size | --train.micro_batch_size | --micro_train_batch_size)
+        # RL has no BATCH: there they are the command's own.
         [ -z "${BATCH:-}" ] || die "$name is given by this script, for the ranks that it has: set BATCH and MICRO in the environment instead (ACCUMULATION follows)."
         ;;
       --ckpt.path | --ckpt_path | --ckpt.output_dir | --save_path | --ckpt.load_enable | --load_checkpoint)
