@@ -37,7 +37,8 @@ class StandIns:
 
     def run(self, script: str, *flags: str, **env: str) -> subprocess.CompletedProcess[str]:
         path = os.pathsep.join([str(self.folder / "bin"), os.environ["PATH"]])
-        own = GRANTED | {"PATH": path, "VENV": str(self.venv), "SCRATCH": str(self.folder / "o ut"), **env}
+        own = GRANTED | {"PATH": path, "VENV": str(self.venv), "SCRATCH": str(self.folder / "o ut")}
+        own |= {"CALLS": str(self.folder / "calls"), **env}
         return run("bash", str(ROOT / "slurm" / script), *flags, cwd=self.folder, env=own)
 
     def calls(self, name: str) -> list[list[str]]:
@@ -47,12 +48,13 @@ class StandIns:
 
     def _write(self, path: Path, body: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        note = f"printf '%q ' '{path.name}' \"$@\" >>{shlex.quote(str(self.folder / 'calls'))}"
-        path.write_text(f"#!/usr/bin/env bash\n{note}\necho >>{shlex.quote(str(self.folder / 'calls'))}\n{body}\n")
+        note = f"printf '%s\\n' \"$(printf '%q ' '{path.name}' \"$@\")\" >>\"$CALLS\""  # in one piece
+        path.write_text(f"#!/usr/bin/env bash\n{note}\n{body}\n")
         path.chmod(0o755)
 
 
 PYTHON = """case "$*" in
   *"node.py address"*) echo 10.0.0.1 ;;
   *"node.py port"*) echo 7000 ;;
+  *"node.py wait"*) until [ "$(grep -c ^srun "$CALLS")" -ge "${!#}" ]; do sleep 0.05; done ;;
 esac"""
