@@ -34,7 +34,7 @@ test-slow: openrlhf
 # Installs Slurm and shellcheck where it may; else the tests skip and say why.
 test-slurm: openrlhf
 	tests/install.sh sbatch:slurm-wlm munged:munge shellcheck:shellcheck ip:iproute2
-	$(PYTEST) tests/slurm tests/arch/test_launchers.py --durations=15
+	$(PYTEST) tests/slurm tests/arch/test_launchers.py tests/arch/test_job_scripts.py --durations=15
 
 # The pages and the terminal programs, as a person drives them; installs Chromium and tmux where it may.
 test-browser: setup

@@ -179,8 +179,9 @@ come_back() { # EXIT_CODE
 
 # One rank on each GPU of every node, of a supervised command.
 train_ranks() { # COMMAND FLAGS...
-  local command=$1 code=0
+  local command=$1 code=0 cpus=$((${SLURM_CPUS_ON_NODE:-0} / PER_NODE))
   shift
+  ((cpus > 0)) || cpus=1
   local flags=(--model.num_nodes "$NODES" --model.num_gpus_per_node "$PER_NODE" --train.batch_size "$BATCH"
     --train.micro_batch_size "$MICRO" --device "$DEVICE" "${KEPT[@]}" ${SWEPT[@]+"${SWEPT[@]}"} "$@")
   say "openrlhf-ext $command ${flags[*]}"
@@ -193,7 +194,7 @@ train_ranks() { # COMMAND FLAGS...
   shown=$(stat -c %s "$log") # before the job came back
   tail -c +$((shown + 1)) -F "$log" 2>/dev/null &
   local following=$!
-  await tell_ranks srun --nodes="$NODES" --ntasks="$RANKS" --ntasks-per-node="$PER_NODE" --cpus-per-task=1 --overcommit \
+  await tell_ranks srun --nodes="$NODES" --ntasks="$RANKS" --ntasks-per-node="$PER_NODE" --cpus-per-task="$cpus" --overcommit \
     --kill-on-bad-exit=1 --output="$OUTPUT/logs/rank-%t.log" --error="$OUTPUT/logs/rank-%t.log" --open-mode=append \
     bash "$ROOT/slurm/rank.sh" "${PYTHON[@]}" -m "openrlhf_ext.cli.train_$command" "${flags[@]}" || code=$?
   [ ! -s "$ENDED" ] || code=$(cat "$ENDED")

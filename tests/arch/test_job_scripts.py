@@ -177,6 +177,14 @@ def test_nodes_are_named_as_slurm_names_them(tmp_path: Path):
     assert ["address", "", "gpu2"] in [words[-3:] for words in programs.calls("python")]
 
 
+@pytest.mark.parametrize(("given", "each"), [("16", "2"), ("7", "1")])
+def test_ranks_share_the_cpus_of_their_node(given: str, each: str, tmp_path: Path):
+    programs = StandIns(tmp_path)
+    assert programs.run("train_sft.sh", SLURM_CPUS_ON_NODE=given).returncode == 0
+    [step] = programs.calls("srun")
+    assert f"--cpus-per-task={each}" in step
+
+
 def test_what_a_rank_said_before_the_job_came_back_is_kept_and_not_shown_again(tmp_path: Path):
     log = tmp_path / "o ut" / "same" / "logs" / "rank-0.log"
     log.parent.mkdir(parents=True)
