@@ -241,7 +241,7 @@ class SentJob:
         until = None
         while True:
             try:
-                return await asyncio.wait_for(_in_background(ask), ANSWER_S)
+                return await _in_time(_in_background(ask))
             except _failures() as error:
                 if until is None:
                     until = time.monotonic() + GIVE_UP_S
@@ -253,6 +253,14 @@ class SentJob:
                         f"may run on; {self.look_up()}."
                     ) from None
             await asyncio.sleep(RETRY_S)
+
+
+async def _in_time(answer: asyncio.Future[T]) -> T:
+    """Not by `asyncio.wait_for`: Python 3.11's loses a Ctrl-C that comes together with the answer."""
+    done, _ = await asyncio.wait([answer], timeout=ANSWER_S)
+    if not done:
+        raise asyncio.TimeoutError
+    return answer.result()
 
 
 def _in_background(ask: Callable[[], T]) -> asyncio.Future[T]:
