@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -30,10 +31,13 @@ def cluster() -> Iterator[SlurmCluster]:
 
 @pytest.fixture(scope="session")
 def workshop(cluster: SlurmCluster) -> Path:
-    """A tiny model, dialogues as hh-rlhf has them, prompts, and a reward file."""
+    """A tiny model, dialogues of hh-rlhf (of the file that HH_RLHF_ROWS names, else as it has them), prompts, and a
+    reward file.
+    """
     folder = cluster.folder / "work shop"
     build_tiny_model(folder / "model", SHAPE)
-    dialogues = [_dialogue(number) for number in range(72)]
+    rows = os.environ.get("HH_RLHF_ROWS")
+    dialogues = _short_ones(Path(rows), 72) if rows else [_dialogue(number) for number in range(72)]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in dialogues[:64]))
     (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in dialogues[64:]))
     prompts = [{"input": f"{WORDS[n % len(WORDS)]} {WORDS[(3 * n) % len(WORDS)]} {n}"} for n in range(16)]
@@ -42,6 +46,14 @@ def workshop(cluster: SlurmCluster) -> Path:
         "def reward_func(queries, prompts, labels):\n    return [float(q.count('e')) for q in queries]\n"
     )
     return folder
+
+
+def _short_ones(rows: Path, count: int) -> list[dict[str, str]]:
+    """The first that the tiny model, to which a letter is a token, can read as they are."""
+    pairs = (json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines())
+    found = [row for row in pairs if all(len(row[name].encode()) < 240 for name in ("chosen", "rejected"))]
+    assert len(found) >= count, f"{rows} has {len(found)} short dialogues"
+    return found[:count]
 
 
 def _dialogue(number: int) -> dict[str, str]:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 Script = Callable[[str], str]
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT")
-FLAGS = ("--data.max_len", "96", "--ds.param_dtype", "fp32", "--ds.attn_implementation", "sdpa", "--adam.lr", "1e-3")
+FLAGS = ("--data.max_len", "256", "--ds.param_dtype", "fp32", "--ds.attn_implementation", "sdpa", "--adam.lr", "1e-3")
 
 
 def overrides(workshop: Path, cluster: SlurmCluster, **more: str) -> dict[str, str]:
