@@ -235,11 +235,12 @@ def response_of(query: str, prompt: str, place: int, form: str) -> str:
     if query.startswith(prompt):
         return query[len(prompt) :]
     query, prompt = unicodedata.normalize("NFC", query).lstrip(CUT_CHARACTER), unicodedata.normalize("NFC", prompt)
-    start = prompt.find(query[:LEAST_OF_PROMPT])
-    while start >= 0:
+    known_by = query[:LEAST_OF_PROMPT]
+    start = prompt.find(known_by, max(0, len(prompt) - len(query)))
+    while start >= 0 and len(known_by) == LEAST_OF_PROMPT:
         if query.startswith(prompt[start:]):
             return query[len(prompt) - start :]
-        start = prompt.find(query[:LEAST_OF_PROMPT], start + 1)
+        start = prompt.find(known_by, start + 1)
     raise Refused(400, f"query[{place}] does not begin with prompts[{place}], nor with its end: {form}.")
 
 

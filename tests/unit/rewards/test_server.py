@@ -25,6 +25,7 @@ from openrlhf_ext.rewards.server import (
     listen,
     queries_of,
     reached_from_elsewhere,
+    response_of,
     serve,
     url_of,
 )
@@ -305,3 +306,29 @@ def test_ipv6():
     with listener:
         assert url_of(listener) == f"http://[::1]:{listener.getsockname()[1]}/get_reward"
         assert not reached_from_elsewhere(listener)
+
+
+PROMPT = "Once upon a time there were\nthree caf\u00e9s. Which? "
+
+
+@pytest.mark.parametrize(
+    ("query", "response"),
+    [
+        (f"{PROMPT}The first.", "The first."),
+        (PROMPT, ""),
+        (f"{PROMPT[13:]}The first.", "The first."),
+        (f"\ufffd{PROMPT[13:]}The first.", "The first."),
+        (PROMPT.replace("\u00e9", "e\u0301") + "The first.", "The first."),
+        ("", None),
+        (" ", None),
+        ("Which? ", None),
+        ("Which? The first of all cafes.", None),
+        (f"Twice {PROMPT}", None),
+    ],
+)
+def test_what_follows_a_prompt(query: str, response: str | None):
+    if response is None:
+        with pytest.raises(Refused, match=r"query\[3\] does not begin with prompts\[3\], nor with its end"):
+            response_of(query, PROMPT, 3, "send it")
+    else:
+        assert response_of(query, PROMPT, 3, "send it") == response
