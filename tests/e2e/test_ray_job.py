@@ -96,7 +96,7 @@ def test_ctrl_c_stops_the_job_and_the_same_line_goes_on_from_there(
     beside = subprocess.run(words, env=user, capture_output=True, text=True, timeout=100, check=False)
     assert beside.returncode == 2
     assert "--name named: job named has not ended" in beside.stderr
-    while len(Record(workshop / "stopped").steps()) < 3:
+    while len(Record(workshop / "stopped").steps()) < 2:
         assert launcher.poll() is None and time.monotonic() < end, (workshop / "stopped.log").read_text()
         time.sleep(0.1)
     launcher.send_signal(signal.SIGINT)
